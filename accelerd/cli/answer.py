@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from accelerd.base.decoding import from_json
 from accelerd.base.names import accelctl
 from accelerd.base.ports import Clock
 from accelerd.cli.connect import DaemonClient, failure_of
@@ -109,7 +110,7 @@ def ask(
 def take(answer: ChatAnswer, text: str, display: AnswerPrinter) -> None:
     """Put one chunk into the answer; a chunk that is an error is raised."""
     try:
-        chunk = json.loads(text)
+        chunk = from_json(text)
     except ValueError as cause:
         raise Failure("the answer contains a chunk that is not JSON", code="bad_answer") from cause
     if not isinstance(chunk, dict):

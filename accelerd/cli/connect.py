@@ -8,7 +8,6 @@ answer beyond its shape.
 from __future__ import annotations
 
 import http.client
-import json
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from accelerd.base import names
+from accelerd.base.decoding import from_json
 from accelerd.cli.failure import ExitStatus, Failure
 
 ANSWER_TIMEOUT = 15.0  # seconds for an answer from memory
@@ -161,7 +161,7 @@ def control(route: str, query: dict[str, Any]) -> str:
 
 def decode(data: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(data)
+        value = from_json(data)
     except ValueError as error:
         raise Failure("accelerd sent an answer that is not JSON", code="bad_answer") from error
     if not isinstance(value, dict):
@@ -171,7 +171,7 @@ def decode(data: bytes) -> dict[str, Any]:
 
 def refusal(status: int, body: bytes) -> Failure:
     try:
-        return failure_of(json.loads(body)["error"])
+        return failure_of(from_json(body)["error"])
     except (ValueError, KeyError, TypeError):
         return Failure(f"accelerd answered with HTTP status {status}", code="bad_answer")
 

@@ -16,6 +16,7 @@ from typing import Annotated, Final
 import msgspec
 
 from accelerd.base import names
+from accelerd.base.decoding import from_json
 from accelerd.memory.learned import LearnedRecord
 from accelerd.system.private_files import AtomicFile, Unreadable
 from accelerd.system.records import event
@@ -152,7 +153,7 @@ class StateStore:
 
     def _parse(self, data: bytes) -> _Content:
         try:
-            version = msgspec.json.decode(data, type=_Header).version
+            version = from_json(data, _Header).version
             if version > VERSION:
                 self._persist = False
                 self.degraded = (
@@ -163,8 +164,8 @@ class StateStore:
                 return _Content()
             if version < 1:
                 raise Unreadable(f"version {version} was never written")
-            return msgspec.json.decode(data, type=_Content)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            return from_json(data, _Content)
+        except msgspec.DecodeError as error:
             raise Unreadable(str(error)) from error
 
     def _start_empty(self, why: str) -> None:

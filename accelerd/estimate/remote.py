@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import http.client
 import io
-import json
 import os
 import re
 import ssl
@@ -18,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO, Final, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from accelerd.base.decoding import from_json
 from accelerd.base.errors import AccelError
 from accelerd.estimate.gguf import Budget, GgufError, Header
 from accelerd.estimate.tensors import GgufModel, Tensor, parts, read_part
@@ -133,7 +133,7 @@ class Web:
             data = self.body(response, url, LARGEST_ANSWER)
         self.read -= len(data)  # a list of files is no part of a model
         try:
-            return json.loads(data)
+            return from_json(data)
         except ValueError as error:
             text = f"{host(url)} did not send a list of files"
             raise AccelError("download_failed", text, hint="check HF_ENDPOINT") from error

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from accelerd.base.decoding import from_json
 from accelerd.base.errors import AccelError, anthropic_type
 from accelerd.gateway.responses import ANTHROPIC, RESPONSES, error_body
 
@@ -60,8 +61,8 @@ def corrected_error(status: int, body: bytes, path: str, model: str, request_fau
 
 def _error_in(body: bytes) -> Json | None:
     try:
-        answer = msgspec.json.decode(body, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError):
+        answer = from_json(body, dict[str, Any])
+    except msgspec.DecodeError:
         return None
     error = answer.get("error")
     return error if isinstance(error, dict) else None
@@ -197,7 +198,7 @@ def stopped_by_sequence(body: bytes) -> bytes:
     if b'"stop_sequence":null' in body or b'"stop_sequence":' not in body:
         return body
     try:
-        message = msgspec.json.decode(body, type=dict[str, Any])
+        message = from_json(body, dict[str, Any])
     except msgspec.DecodeError:
         return body
     if message.get("stop_sequence") is not None and message.get("stop_reason") == "end_turn":
@@ -280,6 +281,6 @@ def _decoded(event: bytes) -> Json:
     """The data of an event; empty if that is no object."""
     _, _, data = (b"\n" + event).partition(b"\ndata: ")
     try:
-        return msgspec.json.decode(data, type=dict[str, Any])
+        return from_json(data, dict[str, Any])
     except msgspec.DecodeError:
         return {}

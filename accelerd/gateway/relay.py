@@ -17,6 +17,7 @@ from urllib.parse import quote
 import msgspec
 
 from accelerd.base import names
+from accelerd.base.decoding import from_json
 from accelerd.base.errors import AccelError
 from accelerd.gateway.corrections import (
     PLAIN,
@@ -69,7 +70,7 @@ def hidden_error(content: bytes) -> str | None:
     if not content.startswith(b"{"):
         return None
     try:
-        answer = msgspec.json.decode(content, type=dict[str, object])
+        answer = from_json(content, dict[str, object])
     except msgspec.DecodeError:
         return None
     error = answer.get("error")

@@ -41,7 +41,9 @@ def parse_head(raw: bytes) -> Head:
 
 @lru_cache(maxsize=64)
 def _usual(before: bytes, after: bytes) -> Head | None:
-    """The head around a Content-Length, if that determines the length of the body."""
+    """The head around a Content-Length, if that alone determines the length of the body."""
+    if b"content-length" in (before + b"\n" + after).lower():
+        return None
     try:
         head = _parse_head(before + LENGTH_MARK + b"1" + (b"\r\n" + after if after else b""))
     except FramingError:
@@ -75,7 +77,7 @@ def _parse_head(raw: bytes) -> Head:
                 raise FramingError("invalid Content-Length")
             length = int(value)
         elif key == b"transfer-encoding":
-            if value.strip().lower() != b"chunked":
+            if chunked or value.strip().lower() != b"chunked":
                 raise FramingError("unsupported Transfer-Encoding")
             chunked = True
         elif key == b"connection":

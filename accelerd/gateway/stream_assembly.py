@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from accelerd.base.decoding import from_json
 from accelerd.base.errors import AccelError
 
 Json = dict[str, Any]
@@ -44,7 +45,7 @@ class StreamEvent(msgspec.Struct, gc=False, forbid_unknown_fields=True):
 
 
 USUAL = msgspec.json.Decoder(StreamEvent)
-OBJECTS = {"chat.completion.chunk": "chat.completion"}
+CHUNK: Final = "chat.completion.chunk"
 # Fields that give a plain response what its stream lacks (the probabilities of tokens without text of their own, the
 # text of a tool call that was cut or is none, the beginning that is continued, `__verbose`) or has in other words.
 UNLIKE: Final = ("logprobs", "n_probs", "tools", "continue_final_message", "verbose", "reasoning_format")
@@ -83,7 +84,7 @@ def assemble(stream: bytes) -> tuple[int, bytes]:
             latest = index
             continue
         try:
-            event = msgspec.json.decode(data, type=Json | None)
+            event = from_json(data, Json | None)
         except msgspec.DecodeError:
             raise AccelError("upstream_failed", "the engine sent an event that is not a JSON object") from None
         if event is None:  # llama-server says so that one of several prompts has begun
@@ -101,7 +102,8 @@ def assemble(stream: bytes) -> tuple[int, bytes]:
         whole = {**whole, **event} if latest == 0 else {**event, **whole}  # plain responses have the usage of the first
     if not complete or not choices:
         raise AccelError("upstream_failed", "the engine ended its response before it was complete")
-    whole["object"] = OBJECTS.get(whole.get("object", ""), whole.get("object"))
+    if whole.get("object") == CHUNK:
+        whole["object"] = "chat.completion"
     body = {"choices": [choices[index] for index in sorted(choices)], **whole}
     return 200, msgspec.json.encode(body)
 

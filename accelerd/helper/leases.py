@@ -191,6 +191,6 @@ class LevelLeases:
                 found[slot] = (level, before)
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, AttributeError, TypeError, LevelError) as error:
+        except (OSError, ValueError, AttributeError, TypeError, RecursionError, LevelError) as error:
             log.warning("cannot read %s: %s", self._record, error)
         return found

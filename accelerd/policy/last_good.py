@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from accelerd.base import names
+from accelerd.base.decoding import from_json
 from accelerd.base.ports import Roots
 from accelerd.config import Config
 from accelerd.config.load import evaluate
@@ -52,7 +53,7 @@ class LastGood:
     def load(self) -> Config | None:
         """None: none was kept, or it cannot be used either."""
         try:
-            kept = msgspec.json.decode(self._read() or b"", type=KeptConfiguration)
+            kept = from_json(self._read() or b"", KeptConfiguration)
         except (OSError, msgspec.DecodeError):
             return None
         if kept.config_file != str(self._roots.config_file):

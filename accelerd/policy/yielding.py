@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from accelerd.base import names
+from accelerd.base.decoding import from_json
 from accelerd.base.events import EventStream
 from accelerd.base.ports import Clock
 from accelerd.config.model import ConfigApplied
@@ -291,8 +292,9 @@ class Yielding:
     def _read(self) -> _StoredHold | None:
         try:
             data = self._file.read()
-            return msgspec.json.decode(data, type=_StoredHold | None) if data else None
-        except (OSError, Unreadable, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            stored: _StoredHold | None = from_json(data, _StoredHold | None) if data else None
+            return stored
+        except (OSError, Unreadable, msgspec.DecodeError) as error:
             log.warning("cannot restore the yield from before the restart: %s", error)
             return None
 

@@ -24,6 +24,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct, structs
 
+from accelerd.base.decoding import from_json
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import LaunchPlan
 from accelerd.supervise.homes.child_home import ChildHome
@@ -152,10 +153,10 @@ class RecordStore:
             data = file.read()
             if data is None:
                 return None
-            version = msgspec.json.decode(data, type=_Versioned).version
+            version = from_json(data, _Versioned).version
             if version != VERSION:
                 raise Unreadable(f"another version of accelerd wrote it (format {version}, known is {VERSION})")
-            stored = msgspec.json.decode(data, type=StoredInstance)
+            stored = from_json(data, StoredInstance)
             if stored.record.tag != InstanceTag(path.stem, self._owner):
                 raise Unreadable("it describes another instance than its name says")
         except (Unreadable, msgspec.DecodeError, OSError) as error:

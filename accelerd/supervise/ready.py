@@ -9,7 +9,6 @@ shown to people only where it says why it refuses, never where it may be a model
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from accelerd.base.decoding import from_json
 from accelerd.base.exits import Cause
 from accelerd.base.ports import Clock
 from accelerd.engines.base import Endpoint, LaunchPlan
@@ -259,7 +259,7 @@ async def prove(plan: LaunchPlan, *, within: float) -> tuple[int, str]:
 def _parsed(body: bytes) -> Any:
     """What is no JSON is taken for text."""
     try:
-        return json.loads(body)
+        return from_json(body)
     except ValueError:
         return body
 

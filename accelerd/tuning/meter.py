@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
+from accelerd.base.decoding import from_json
 from accelerd.engines.base import Endpoint
 from accelerd.engines.http import HttpError, request
 from accelerd.tuning.search import RateSeries
@@ -100,7 +101,7 @@ async def _post(endpoint: Endpoint, secret: str, path: str, body: dict[str, Any]
         )
         if status != 200:
             raise MeterError(f"it answered {path} with status {status}: {data[:200].decode('utf-8', 'replace')}")
-        return msgspec.json.decode(data, type=dict[str, Any])
+        return from_json(data, dict[str, Any])
     except HttpError as error:
         raise MeterError(str(error)) from error
     except msgspec.MsgspecError as error:

@@ -73,7 +73,9 @@ async def test_what_stays_the_same_is_not_written(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", '{"begun": {"name": 1}}', '{"begun": {"name": "a", "old": "b", "stage": "x"}}']
+    "text",
+    ["", "{", '{"begun": {"name": 1}}', '{"begun": {"name": "a", "old": "b", "stage": "x"}}', "[" * 100_000],
+    ids=["empty", "torn", "half", "another stage", "nested"],
 )
 async def test_a_torn_or_foreign_file_is_set_aside_and_told(
     path: Path, text: str, caplog: pytest.LogCaptureFixture

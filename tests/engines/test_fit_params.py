@@ -379,7 +379,9 @@ def test_the_cache_is_bounded_and_what_was_used_stays(tmp_path: Path) -> None:
     assert [path.name for path in file.parent.iterdir()] == ["f.json"]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"format": 99, "answers": {}}', b'{"a": 5}', b"[]"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b'{"format": 99, "answers": {}}', b'{"a": 5}', b"[]", b"[" * 100_000], ids=range(6)
+)
 def test_a_broken_cache_is_made_anew(tmp_path: Path, model: Path, content: bytes) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / FILE).write_bytes(content)

@@ -185,6 +185,11 @@ def test_events_without_anything_and_of_progress_are_skipped(at: int) -> None:
     assert whole(*events[:at], progress, *events[at:]) == plain
 
 
+@pytest.mark.parametrize("kind", [{"a": 1}, ["chat.completion.chunk"], None, 7, "thing"], ids=repr)
+def test_an_odd_kind_of_object_is_passed_on(kind: Any) -> None:
+    assert whole({**delta(content="a"), "object": kind}, delta(finish="stop") | {"object": kind})["object"] == kind
+
+
 # --- errors ---------------------------------------------------------------------------------------------------------
 
 
@@ -216,6 +221,8 @@ def test_an_error_in_the_stream_is_an_error(error: Any, status: int) -> None:
         b"data: [1]\n\n" + DONE,
         b"data: null\n\n" + DONE,
         b"data: \xff\n\n" + DONE,
+        b'data: {"choices":' + b"[" * 100_000 + b"\n\n" + DONE,
+        sse(delta(content="a")) + b'data: {"x":' + b'{"x":' * 100_000 + b"\n\n" + DONE,
         sse({"choices": [{}]}) + DONE,
         sse({"choices": [7]}) + DONE,
         sse({"choices": 7}) + DONE,

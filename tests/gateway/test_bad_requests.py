@@ -114,6 +114,7 @@ SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
 VECTORS = {
     "length-and-chunked": HEAD + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + SMUGGLED,
     "two-lengths": HEAD + b"Content-Length: 2\r\nContent-Length: 44\r\n\r\n{}" + SMUGGLED,
+    "no-length-and-one": HEAD + b"Content-Length: 0\r\nContent-Length: 1\r\n\r\n" + SMUGGLED,
     "folded-header": HEAD + b"X: a\r\n b\r\nContent-Length: 2\r\n\r\n{}" + SMUGGLED,
     "bare-newlines": HEAD.replace(b"\r\n", b"\n") + b"Content-Length: 2\n\n{}" + SMUGGLED,
     "two-hosts": HEAD + b"Host: evil.example\r\nContent-Length: 2\r\n\r\n{}" + SMUGGLED,

@@ -43,6 +43,23 @@ def test_transfer_encoding_overrides_content_length() -> None:
     assert head.length is None
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"Content-Length: 0\r\nContent-Length: 1",
+        b"Content-Length: 5\r\ncontent-length:1",
+        b"content-length: 1\r\nContent-Length: 7",
+        b"Content-Length: 2\r\nX: y\r\nCONTENT-LENGTH: 1\r\nY: z",
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        b"Transfer-Encoding: gzip, chunked",
+        b"Content-Length: 1\r\nTransfer-Encoding: gzip, chunked",
+    ],
+)
+def test_two_lengths_or_codings_are_refused(lines: bytes) -> None:
+    with pytest.raises(FramingError):
+        parse_head(OK + lines)
+
+
 @pytest.mark.parametrize("status", [204, 304])
 def test_what_never_has_a_body_has_none(status: int) -> None:
     head = parse_head(b"HTTP/1.1 %d X\r\nTransfer-Encoding: chunked" % status)

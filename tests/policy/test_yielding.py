@@ -279,7 +279,7 @@ async def test_it_does_not_survive(world: World, change: str) -> None:
     assert world.scheduler.told == []
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"boot": 1}', b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"boot": 1}', b"\xff", b"[" * 100_000], ids=range(6))
 def test_a_file_that_is_not_ours_is_no_wish(tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
     world = World(tmp_path, GPU)
     (tmp_path / "run").mkdir(mode=0o700)

@@ -78,13 +78,27 @@ def test_a_write_that_a_crash_cut_off_leaves_the_record_before_it(store: RecordS
         lambda text: "",
         lambda text: "\0" * len(text),
         lambda text: "[]",
+        lambda text: "[" * 100_000,
+        lambda text: text.rstrip().removesuffix("}") + ', "later": ' + '{"a":' * 100_000,
         lambda text: json.dumps(json.loads(text) | {"version": 99}),
         lambda text: json.dumps(json.loads(text) | {"version": "x"}),
         lambda text: json.dumps({key: value for key, value in json.loads(text).items() if key != "plan"}),
         lambda text: text.replace(OWNER, "/run/user/2000/accelerd"),
         lambda text: text.replace("1-aa", "1-bb"),
     ],
-    ids=["torn", "empty", "zeros", "other", "newer", "odd version", "no plan", "another owner", "another instance"],
+    ids=[
+        "torn",
+        "empty",
+        "zeros",
+        "other",
+        "nested",
+        "nested later",
+        "newer",
+        "odd version",
+        "no plan",
+        "another owner",
+        "another instance",
+    ],
 )
 def test_one_that_cannot_be_used_is_set_aside_and_the_others_are_read(
     store: RecordStore, tmp_path: Path, spoil: Callable[[str], str], caplog: pytest.LogCaptureFixture

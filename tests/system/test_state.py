@@ -208,6 +208,8 @@ BROKEN = {
     "no-such-time": b'{"version": 1, "learned": [{"key": "k", "at": 1e300}]}',
     "no-version": b'{"models": {}}',
     "version-0": b'{"version": 0, "models": {}}',
+    "nested": b'{"version": 1, "models": ' + b"[" * 100_000,
+    "nested-elsewhere": b'{"x": ' + b'{"a":' * 100_000,
     "not-utf8": b'{"version": 1, "models": {"\xff": {}}}',
 }
 

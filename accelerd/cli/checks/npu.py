@@ -7,9 +7,9 @@ firmware, amd_iommu=off) is reported with the devices.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterator
 
+from accelerd.base.decoding import from_json
 from accelerd.base.errors import AccelError
 from accelerd.base.sizes import human_size
 from accelerd.cli.checks.base import Check, CheckContext
@@ -50,7 +50,7 @@ def _validated(s: CheckContext, path: str) -> Iterator[Check]:
 
     outcome = s.programs.run([path, "validate", "--json"])
     try:
-        report = json.loads(outcome.stdout[outcome.stdout.index("{") :])
+        report = from_json(outcome.stdout[outcome.stdout.index("{") :])
     except ValueError:
         detail = f"flm validate --json printed no report (exit status {outcome.status})"
         yield Check("npu", "warn", detail, "flm validate")

@@ -5,11 +5,11 @@ Only short commands with a time limit; answers are cached for some seconds. Star
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from accelerd.base.decoding import from_json
 from accelerd.base.errors import AccelError
 from accelerd.engines import program as programs
 from accelerd.engines.flm.catalogue import FlmModel, of_listing
@@ -86,7 +86,7 @@ class FlmProgram:
             raise FlmUnavailable(error.message) from None
         start = answer.out.find("{")  # other lines may come before it
         try:
-            found = json.loads(answer.out[start:]) if start >= 0 else None
+            found = from_json(answer.out[start:]) if start >= 0 else None
         except ValueError:
             found = None
         if not isinstance(found, dict):

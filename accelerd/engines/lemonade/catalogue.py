@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import asdict, replace
 
+from accelerd.base.decoding import from_json
 from accelerd.config.model import ModelSpec
 from accelerd.engines.lemonade.client import LemonadeModel, ServerAddress
 
@@ -64,6 +65,6 @@ class Catalogue:
 
 def _parsed(kept: bytes) -> dict[str, LemonadeModel]:
     try:
-        return msgspec.json.decode(kept, type=dict[str, LemonadeModel]) if kept else {}
-    except msgspec.MsgspecError:
+        return from_json(kept, dict[str, LemonadeModel]) if kept else {}
+    except msgspec.DecodeError:
         return {}  # from another version; servers will list the models again

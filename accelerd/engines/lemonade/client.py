@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
+from accelerd.base.decoding import from_json
 from accelerd.engines.base import Endpoint
 from accelerd.engines.http import HttpError, HttpUnreachable, request
 
@@ -168,7 +169,7 @@ def _refusal(status: int, said: Mapping[str, Any], path: str) -> LemonadeRefused
 
 def _object(data: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(data) if data else {}
+        found = from_json(data) if data else {}
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

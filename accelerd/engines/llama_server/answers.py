@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from accelerd.base.decoding import from_json
 from accelerd.system.private_files import AtomicFile, Unreadable
 
 log = logging.getLogger(__name__)
@@ -58,8 +59,8 @@ class AnswerCache(Generic[T]):
     def _load(self) -> dict[str, T]:
         try:
             data = self._file.read() if self._file else None
-            return msgspec.json.decode(data, type=dict[str, self._kind]) if data else {}  # type: ignore[name-defined]
-        except (OSError, Unreadable, msgspec.MsgspecError, UnicodeDecodeError) as e:
+            return from_json(data, dict[str, self._kind]) if data else {}  # type: ignore[name-defined]
+        except (OSError, Unreadable, msgspec.DecodeError) as e:
             log.warning("cannot use the cache %s, it is made anew: %s", self._file and self._file.path, e)
             return {}
 

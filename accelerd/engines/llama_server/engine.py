@@ -22,6 +22,7 @@ import msgspec
 from msgspec import Struct, field, structs
 
 from accelerd.base import names
+from accelerd.base.decoding import from_json
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.config.model import LlamaServerSettings, ModelSpec
@@ -379,7 +380,7 @@ class LlamaServer(Engine):
     async def loaded(self, spec: ModelSpec, plan: LaunchPlan) -> None:
         try:
             status, data = await request(plan.endpoint, "/props", within=2.0, bearer=plan.secret, most=PROPS_BYTES)
-            said = msgspec.json.decode(data, type=Properties) if status == 200 else Properties()
+            said = from_json(data, Properties) if status == 200 else Properties()
         except (HttpError, msgspec.MsgspecError) as error:
             log.debug("%s does not say what it serves: %s", spec.name, error)
             return

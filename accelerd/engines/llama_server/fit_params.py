@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 from msgspec import Struct
 
+from accelerd.base.decoding import from_json
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.config.flags import flag_name
@@ -230,7 +230,7 @@ def parse(out: str, way: tuple[str, ...] = ()) -> tuple[FitRow, ...]:
 def _json(line: str) -> tuple[FitRow, ...]:
     """The rows of one line, if it is the one that has them."""
     try:
-        said: Any = json.loads(line)
+        said = from_json(line)
     except ValueError:
         return ()
     if not isinstance(said, Mapping) or said.get("type") != "fit_memory_breakdown":

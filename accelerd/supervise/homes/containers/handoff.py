@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from accelerd.base.decoding import from_json
 from accelerd.base.ports import Roots
 from accelerd.config.model import ModelSpec
 from accelerd.supervise.homes.containers.process_tree import ExecSession
@@ -155,7 +156,7 @@ class ContainerHandoff(InstanceFiles):
     def recall(self) -> ExecSession | None:
         """None: it was never known."""
         try:
-            return msgspec.json.decode(self._exec.read_bytes(), type=ExecSession)
+            return from_json(self._exec.read_bytes(), ExecSession)
         except (FileNotFoundError, msgspec.DecodeError):
             return None
 

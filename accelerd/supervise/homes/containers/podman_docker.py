@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import json
 import logging
 import math
 import os
@@ -23,6 +22,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from accelerd.base.decoding import from_json
 from accelerd.base.ports import Clock
 from accelerd.base.sizes import human_size
 from accelerd.supervise.homes.containers.commands import PATIENCE, CommandResult, CommandRunner
@@ -82,13 +82,13 @@ class ContainerEngine:
             if "no such" in (done.err + done.out).lower():
                 return None
             raise HomeError(f"{self.name} does not describe container {container}: {done.why()}")
-        return _container(json.loads(done.out)[0])
+        return _container(from_json(done.out)[0])
 
     async def containers(self) -> list[Container]:
         """All of this user's, running or not."""
         ids = (await self.call("ps", "--all", "--quiet", "--no-trunc")).out.split()
         # Not checked: one that went meanwhile is an error, beside the others' descriptions.
-        found = json.loads((await self.call("container", "inspect", *ids, check=False)).out or "[]") if ids else []
+        found = from_json((await self.call("container", "inspect", *ids, check=False)).out or "[]") if ids else []
         return [_container(one) for one in found]
 
     async def start(self, container: str) -> None:
@@ -130,7 +130,7 @@ class ContainerEngine:
         done = await self.call("image", "inspect", image, check=False)
         if done.status != 0:
             return None
-        return dict(json.loads(done.out)[0])
+        return dict(from_json(done.out)[0])
 
     async def images(self) -> dict[str, str]:
         """Ids of the images that are here, by each of their names."""

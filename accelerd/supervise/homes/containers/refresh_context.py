@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from accelerd.base import names
+from accelerd.base.decoding import from_json
 from accelerd.base.errors import AccelError
 from accelerd.base.ports import Clock
 from accelerd.supervise.homes.containers.commands import CommandRunner
@@ -277,8 +278,8 @@ class RefreshRecord:
         try:
             data = self._file.read()
             if data is not None:
-                self._content = msgspec.json.decode(data, type=_RefreshFile)
-        except (Unreadable, msgspec.MsgspecError, UnicodeDecodeError) as error:
+                self._content = from_json(data, _RefreshFile)
+        except (Unreadable, msgspec.DecodeError) as error:
             try:
                 kept = f"it is kept as {self._file.set_aside()}"
             except OSError as trouble:

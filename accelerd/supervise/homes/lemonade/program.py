@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from accelerd.base.decoding import from_json
 from accelerd.base.errors import AccelError
 from accelerd.base.ports import Roots
 from accelerd.engines.program import run
@@ -147,7 +148,7 @@ def _settings(port: int) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
+        found = from_json(path.read_bytes())
     except (OSError, ValueError):
         return {}  # the first start, or nothing that could be kept
     return found if isinstance(found, dict) else {}
@@ -168,7 +169,7 @@ def _users_models(base: Mapping[str, str]) -> bytes | None:
     for folder in (Path(own) if own else home / ".cache/lemonade", home / ".config/lemonade"):
         try:
             data = (folder / USER_MODELS).read_bytes()
-            json.loads(data)
+            from_json(data)
         except (OSError, ValueError):
             continue
         return data
