@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Final
 
 from msgspec import Struct
@@ -107,7 +108,7 @@ class Forwarder:
         relay.lease = lease = self._scheduler.acquire(request.target.model)
         if lease is None:
             return
-        self._begin(lease, relay)
+        self._begin(lease, relay, request)
         if not request.stream and (request.target.hides_errors or self._may_assemble(lease, request)):
             return
         if request.answers_apart(lease.record.spec) > 1:
@@ -157,13 +158,23 @@ class Forwarder:
             return False
         name = request.target.model
         request.failed[name] = error
-        failed = {model: f"has failed for this request ({why.code})" for model, why in request.failed.items()}
-        target = self._router.another(request.path, request.info, request.media, failed)
+        target = self._another(request, {})
         if target is None:
             return False
         log.info("%s: %s cannot answer (%s), %s is asked", request.asked_for, name, error.code, target.model)
         request.target, request.returns = target, 0
         return True
+
+    def _another(self, request: InferenceRequest, beside: Mapping[str, str]) -> UpstreamTarget | None:
+        """The target at another model of the route than those that have failed and those `beside` them."""
+        failed = {model: f"has failed for this request ({why.code})" for model, why in request.failed.items()}
+        return self._router.another(request.path, request.info, request.media, {**failed, **beside})
+
+    def _replaceable(self, request: InferenceRequest) -> bool:
+        """May another model answer, if the engine fails with an answer? Once: where two fail, it is the request."""
+        if any("engine_status" in error.fields for error in request.failed.values()):
+            return False
+        return self._another(request, {request.target.model: "answers"}) is not None
 
     async def _try(self, request: InferenceRequest, relay: Relay) -> AccelError | None:
         """Have one model answer. The error if it did not; nothing of a response was sent then, except comments."""
@@ -171,7 +182,7 @@ class Forwarder:
             lease = relay.lease
             if lease is None:
                 relay.lease = lease = await self._wait(request, relay)
-                self._begin(lease, relay)
+                self._begin(lease, relay, request)
                 # A loaded model may be asked differently than what was known of it before.
                 request.target = self._router.target_of(lease.record.spec, request.path, request.info, request.media)
             if relay.in_flight is not None:
@@ -217,8 +228,9 @@ class Forwarder:
         finally:
             ticket.leave()
 
-    def _begin(self, lease: Lease, relay: Relay) -> None:
+    def _begin(self, lease: Lease, relay: Relay, request: InferenceRequest) -> None:
         """It is the request's turn."""
+        relay.replaceable = partial(self._replaceable, request)
         lease.cut, relay.leased = relay.cut, lease.progress
         relay.request_faults = self._router.dialect(lease.record.spec).request_faults
 
@@ -257,11 +269,12 @@ class Forwarder:
                     kind = b"application/json; charset=utf-8"
                 elif not kind.startswith(b"application/json"):
                     raise AccelError("upstream_failed", "the engine answered with neither a stream nor JSON")
-            if status == 200 and request.target.hides_errors and (error := hidden_error(content)) is not None:
-                return relay.failure(error)
+            if status == 200 and request.target.hides_errors and (hidden := hidden_error(content)) is not None:
+                return relay.failure(hidden)
             if status != 200:
-                relay.reply(status, kind, content)
-                return None
+                if (error := relay.rejected(status, content)) is None:
+                    relay.reply(status, kind, content)
+                return error
             answers.append(content)
         relay.reply(200, kind, joined(answers))
         return None

@@ -115,6 +115,7 @@ class Relay:
         self._head: Head | None = None
         self._correction: Correction | None = None  # of the stream that goes through
         self.request_faults = ""  # see Dialect
+        self.replaceable: Callable[[], bool] = lambda: False  # may another model answer instead, if the engine fails?
         self.several = False  # are several prompts answered in one stream?
         self.joined: JoinedStreams | None = None  # what makes one of several streams
         self.committed = False  # has a head been sent?
@@ -237,6 +238,21 @@ class Relay:
             return AccelError("upstream_timeout", text)
         return AccelError("upstream_failed", f"the engine failed: {reason}")
 
+    def rejected(self, status: int, body: bytes) -> AccelError | None:
+        """The engine's own failure as that of its model, where another one may answer instead; None: it is the answer.
+
+        What the request has caused would come from any engine, and is an answer.
+        """
+        assert self.lease is not None
+        if status < 500:
+            return None
+        status, body = corrected_error(status, body, self._path, self.lease.model, self.request_faults)
+        if status < 500 or not self.replaceable():
+            return None
+        self.ok = False
+        text = f"the engine answered with status {status}: {hidden_error(body) or 'no reason given'}"
+        return AccelError("upstream_failed", text, engine_status=status)
+
     def reply(self, status: int, content_type: bytes, body: bytes) -> None:
         """Send a whole response in the name of the leased model, corrected."""
         assert self.lease is not None
@@ -327,6 +343,8 @@ class Relay:
         if status == 200 and self.only_stream:
             self.ok = False
             return self.failure(hidden_error(body) or "its response is not a stream")
+        if (error := self.rejected(status, body)) is not None:
+            return error
         if self.committed:
             model = self.lease.model
             status, body = corrected_error(status, body, self._path, model, self.request_faults)

@@ -94,7 +94,6 @@ TALKS: Final[dict[str, Any]] = {
     "object-content": [user({"text": "hi"})],
     "empty-parts": [user([])],
     "odd-part": [user([{"type": "smell", "smell": "x"}])],
-    "file": [user([*text("read this"), {"type": "file", "file": {"filename": "a.pdf", "file_data": "AAAA"}}])],
     "part-without-type": [user([{"text": "hi"}])],
     "image": [user(IMAGE)],
     "image-without-url": [user([{"type": "image_url"}])],

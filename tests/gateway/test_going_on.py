@@ -11,7 +11,7 @@ import pytest
 
 from accelerd.base.exits import Cause, Exit
 from accelerd.config.model import ModelSpec, Route, ServerSettings
-from accelerd.engines.base import Traits
+from accelerd.engines.base import Dialect, Traits
 from tests.gateway.bench import (
     DONE,
     SSE_HEAD,
@@ -116,13 +116,91 @@ async def test_after_the_first_byte_it_is_too_late(tmp_path: Path) -> None:
         assert len(b.engine.requests) == 1
 
 
-@pytest.mark.parametrize("status", [400, 404, 500])
+def saying(first: bytes, *then: bytes) -> tuple[list[bytes], Any]:
+    """An engine of which each request gets the next answer, and the last one from then on."""
+    asked: list[bytes] = []
+
+    async def script(one: Asked) -> None:
+        answers = (first, *then)
+        one.writer.write(answers[min(len(asked), len(then))])
+        asked.append(one.body)
+
+    return asked, script
+
+
+def error(status: int, text: str = "no") -> bytes:
+    return plain(b'{"error":{"code":%d,"message":"%b","type":"server_error"}}' % (status, text.encode()), status)
+
+
+@pytest.mark.parametrize("status", [400, 404, 422])
 @on_both_loops
 async def test_what_an_engine_refuses_is_its_answer(tmp_path: Path, status: int) -> None:
     async with table(tmp_path) as b, await b.client() as client:
-        b.engine.says(plain(b'{"error":{"message":"no"}}', status))
+        b.engine.says(error(status))
         answer = await client.ask(body=chat("team"))
         assert (answer.status, len(b.engine.requests)) == (status, 1)
+
+
+@pytest.mark.parametrize("status", [500, 501, 503])
+@pytest.mark.parametrize("stream", [False, True])
+@fresh_and_reused
+@on_both_loops
+async def test_an_engine_that_fails_with_an_answer(tmp_path: Path, status: int, stream: bool, primed: bool) -> None:
+    async with table(tmp_path) as b, await b.client() as client:
+        if primed:
+            assert (await client.ask(body=chat("first"))).status == 200
+        good = SSE_HEAD + token("a") + DONE if stream else plain(b'{"choices":[]}')
+        asked, b.engine.script = saying(error(status), good)
+        answer = await client.ask(body=chat("team", stream=stream))
+        assert (answer.status, answer.complete, len(asked)) == (200, True, 2)
+        assert answer.headers[HEADER] != "first"
+        asked, b.engine.script = saying(error(status), good)
+        answer = await client.ask(body=chat("first", stream=stream))
+        assert (answer.status, len(asked)) == (status, 1), "who names a model gets its answer"
+        await b.settled()
+
+
+@on_both_loops
+async def test_after_comments_too(tmp_path: Path) -> None:
+    async with table(tmp_path, QUICK) as b, await b.client() as client:
+        b.instances.hold = True
+        asked, b.engine.script = saying(error(500), SSE_HEAD + token("a") + DONE)
+        asking = asyncio.create_task(client.ask(body=chat("team", stream=True)))
+        await until(lambda: b.connections and b.connections[0].relay and b.connections[0].relay.committed, "a comment")
+        b.instances.hold = False
+        b.instances.let_go()
+        answer = await asking
+        assert (answer.status, answer.complete, len(asked)) == (200, True, 2)
+        assert answer.events()[-1] == "[DONE]"
+
+
+@on_both_loops
+async def test_where_two_engines_fail_the_second_has_the_last_word(tmp_path: Path) -> None:
+    async with table(tmp_path) as b, await b.client() as client:
+        asked, b.engine.script = saying(error(500, "one"), error(503, "two"), plain(b'{"choices":[]}'))
+        answer = await client.ask(body=chat("team"))
+        assert (answer.status, answer.json()["error"]["message"], len(asked)) == (503, "two", 2)
+
+
+@on_both_loops
+async def test_what_the_engine_said_is_told_where_no_other_can_be_loaded(tmp_path: Path) -> None:
+    async with table(tmp_path) as b, await b.client() as client:
+        failing(b, "second", "third")
+        b.engine.says(error(500, "out of luck"))
+        answer = await client.ask(body=chat("team"))
+        assert (answer.status, len(b.engine.requests)) == (502, 1)
+        text = answer.json()["error"]["message"]
+        assert "the engine answered with status 500: out of luck" in text
+        assert "cannot load second" in text
+
+
+@on_both_loops
+async def test_what_the_request_has_caused_goes_to_no_other_model(tmp_path: Path) -> None:
+    async with table(tmp_path) as b, await b.client() as client:
+        b.engines["llama-server"] = Speaker(dialect=Dialect(request_faults="^Jinja Exception"))
+        b.engine.says(error(500, "Jinja Exception: no such role"))
+        answer = await client.ask(body=chat("team"))
+        assert (answer.status, len(b.engine.requests)) == (400, 1)
 
 
 @on_both_loops
