@@ -23,6 +23,7 @@ from accelerd.base.events import DaemonState, DaemonStateChanged, DegradationCha
 from accelerd.base.ports import Roots
 from accelerd.config import Config, ConfigErrors, Problem, check, diff
 from accelerd.config.model import ConfigApplied
+from accelerd.config.problems import first_error
 from accelerd.control.api import ControlApi
 from accelerd.control.configured_models import Forecasts
 from accelerd.control.downloads import fetch
@@ -242,15 +243,10 @@ class Daemon:
 
     def _mention_errors(self) -> bool:
         """In the line that `systemctl status` shows, and to whoever follows what is degraded. Are there any?"""
-        first = self._error
-        self._parts.status_line.configuration = f"the configuration on disk is not in use: {first}" if first else ""
+        error = first_error(self._problems)
+        self._parts.status_line.configuration = f"the configuration on disk is not in use: {error}" if error else ""
         self._parts.events.publish(DegradationChanged())
-        return first is not None
-
-    @property
-    def _error(self) -> Problem | None:
-        """Because of which the configuration on disk is not in use."""
-        return next((problem for problem in self._problems if problem.severity == "error"), None)
+        return bool(error)
 
     def _apply(
         self, config: Config, keys: tuple[bytes, ...], forecasts: Forecasts, relaunch: Sequence[str] = ()
@@ -342,7 +338,7 @@ class Daemon:
             status=self.status(),
             listen=parts.listeners.addresses,
             listeners=parts.listeners.report(),
-            config=ConfigStatus(list(self._config.files), list(self._problems), self._error is None),
+            config=ConfigStatus(list(self._config.files), list(self._problems), not first_error(self._problems)),
             yielded=parts.yielding.report(),
             performance=parts.clock_boost.keeper.report(),
             desktop=DesktopStatus(parts.sleep.guard.report(), parts.power.reason or None, parts.notifications.report()),

@@ -118,8 +118,8 @@ def run(argv: Sequence[str], env: Mapping[str, str], stdin: TextIO, stdout: Text
     except AccelError as error:  # from the rooms that `config`, `add` and `doctor` use directly
         status = EXITS.get(error.code, ExitStatus.FAILED)
         out.failure(Failure(error.message, exit=status, code=error.code, fields=dict(error.fields)))
-    except KeyboardInterrupt:
-        out.note("interrupted")
+    except KeyboardInterrupt as end:
+        out.note("; ".join(["interrupted", *end.args]))
         status = ExitStatus.INTERRUPTED
     except BrokenPipeError:
         out.silence()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -20,6 +20,10 @@ from accelerd.cli.output import CliOutput
 
 if TYPE_CHECKING:
     from accelerd.config import Config, Problem
+
+
+HUB_ERRORS = ("model_gated", "hub_not_found", "hub_offline", "download_failed")
+HUB_VARIABLES = ("HF_ENDPOINT", "HF_TOKEN", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HTTPS_PROXY", "https_proxy")
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,27 @@ def name_mistakes(failure: Failure, context: Context) -> None:
     """Of a daemon that does not run: mistakes in its configuration may be why."""
     found, problems = configuration(context)
     if found is None:
-        first = next(problem for problem in problems if problem.severity == "error")
-        failure.message += f"; its configuration has mistakes: {first}"
+        from accelerd.config.problems import first_error
+
+        failure.message += f"; its configuration has mistakes: {first_error(problems)}"
         failure.hint = f"see: accelctl config check; then {failure.hint}"
+
+
+@contextmanager
+def hub_errors(context: Context) -> Iterator[None]:
+    """Says of a download by accelerd that failed what this shell has set for it, which accelerd does not see."""
+    try:
+        yield
+    except Failure as failure:
+        if failure.code in HUB_ERRORS:
+            failure.message += own_environment(context)
+        raise
+
+
+def own_environment(context: Context) -> str:
+    """A clause where this shell has variables for downloads."""
+    named = [name for name in HUB_VARIABLES if context.env.get(name)]
+    return f"; accelerd has its own environment, not {', '.join(named)} of this shell: docs/models.md" if named else ""
 
 
 def no_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,14 +120,15 @@ def unknown_name(context: Context, name: str) -> Failure:
 
 
 def names_in(status: dict[str, Any]) -> list[str]:
-    """Every name that a request may use: models, routes, aliases, then those with a generated prefix."""
+    """Every name that a request may use: models, routes, aliases, then those with a generated prefix. Each once."""
     models, routes = status.get("models") or [], status.get("routes") or []
-    return [
+    names = [
         *(m["name"] for m in models),
         *(route["name"] for route in routes),
         *(alias for m in (*models, *routes) for alias in m.get("aliases") or () if ANY not in alias),
         *(m["prefixed"] for m in models if m.get("prefixed")),
     ]
+    return list(dict.fromkeys(names))
 
 
 def model_names(context: Context) -> Iterator[str]:

@@ -32,14 +32,20 @@ WORDS = {
 MEASURED = ("starting", "pulling", "fetching", "downloading")  # states whose bytes and times say how far they are
 
 
-def follow(out: CliOutput, model: str, events: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Show every progress event; return the last event."""
+def follow(
+    out: CliOutput, model: str, events: Iterable[dict[str, Any]], left: Callable[[str], str] | None = None
+) -> dict[str, Any]:
+    """Show every progress event; return the last event. `left`: what a Ctrl-C in a state leaves, for the user."""
     last: dict[str, Any] = {}
-    with display(out, ProgressLines(model), lambda event: drawing(model, event, out.error_columns)) as show:
-        for event in events:
-            last = event
-            if event.get("event") == "progress":
-                show(with_download(event))
+    try:
+        with display(out, ProgressLines(model), lambda event: drawing(model, event, out.error_columns)) as show:
+            for event in events:
+                last = event
+                if event.get("event") == "progress":
+                    show(with_download(event))
+    except KeyboardInterrupt:
+        said = left(str(last.get("state", ""))) if left is not None else ""
+        raise KeyboardInterrupt(*filter(None, [said])) from None
     return last
 
 

@@ -104,11 +104,14 @@ _DECIDED: Final[Mapping[str, tuple[str, ...]]] = {
     **dict.fromkeys(("--spec-draft-type-v", "--cache-type-v-draft", "-ctvd"), ("draft_cache_type_v",)),
     **dict.fromkeys(("--load-mode", "-lm", "--direct-io", "-dio", "--mlock"), ("mmap",)),
 }
+_TWO_WORDS: Final = re.compile(r"(--?[A-Za-z][\w-]*)\s.*", re.DOTALL)  # a flag as a shell would take it apart
 _EXPANSION: Final = re.compile(r"^~/|\$\{[A-Za-z_]\w*\}|^\$[A-Za-z_]\w*|\$\(|^`")
 
 
 def refused(argument: str) -> str | None:
     """Why an element of extra_args is refused, with the flag's name; None if it is allowed."""
+    if (two := _TWO_WORDS.fullmatch(argument)) is not None:
+        return f'{two[1]} and its value are one word here; write them as two: "{two[1]}", "…"'
     flag = flag_name(argument)
     why = why_owned(flag)
     return f"{flag} is not allowed: {why}" if why else None

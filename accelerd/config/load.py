@@ -23,6 +23,11 @@ from accelerd.config.walk import ConfigEntries, PathBase, TreeWalker
 
 _LARGEST: Final = 4 << 20  # bytes; larger files are refused
 _TWICE: Final = re.compile(r"cannot declare (\(.*\)) twice")
+_TABLE: Final = re.compile(r"\s*\[\s*(\w+)\.[^\"']*\]\s*(#.*)?")
+_END: Final = "expected newline or end of document after a statement"
+_BARE: Final = ("invalid value", "unclosed array", _END)
+_WORD: Final = re.compile(r"[^\s,\[\]{}=\"'#]*")
+_WORD_END: Final = re.compile(_WORD.pattern + r"\Z")
 _AT: Final = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 
 
@@ -138,10 +143,27 @@ def parse(source: Source) -> tuple[dict[str, Any] | None, Problem | None]:
         message = message[: place.start()]
         if (twice := _TWICE.fullmatch(message)) is not None:  # tomllib writes the table as a Python tuple
             message = f"[{key_text(ast.literal_eval(twice[1]))}] is declared twice"
+        elif place[1] is not None:
+            message += _unquoted(message, source.text.split("\n")[int(place[1]) - 1], int(place[2]))
         if place[1] is None:
             line = source.text.rstrip("\n").count("\n") + 1
             return None, Problem(source.name, line, "", f"invalid TOML: {message} at the end of the file")
         return None, Problem(source.name, int(place[1]), "", f"invalid TOML: {message}", column=int(place[2]))
+
+
+def _unquoted(message: str, line: str, column: int) -> str:
+    """The advice to use quotes, where tomllib found a text without them."""
+    if message.startswith("expected ']") and (table := _TABLE.fullmatch(line)) is not None:
+        return f'; a name with other characters than letters, digits, - and _ needs quotes: [{table[1]}."…"]'
+    left = line[: column - 1]
+    after_table = message.startswith(_END) and "=" not in left
+    if not message.startswith(_BARE) or after_table or '"' in left or "'" in left:
+        return ""
+    before, behind = _WORD_END.search(left), _WORD.match(line, column - 1)
+    word = (before[0] if before else "") + (behind[0] if behind else "")
+    if word.lower() in ("true", "false"):
+        return f"; write {word.lower()} in lower case"
+    return '; a text needs quotes: "…"' if word else ""
 
 
 def trust_problem(status: os.stat_result, path: str, uid: int, gid: int) -> str | None:

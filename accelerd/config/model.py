@@ -347,7 +347,9 @@ class ServerSettings:
         "Addresses to listen on. An address that other machines can reach requires key_file.",
     )
     default_model: str | None = key(
-        toml.Name, None, "The model or route that serves requests which name no model. Not needed if there is only one."
+        toml.Name,
+        None,
+        "The model or route that serves requests which name no model, where it can. Not needed if there is only one.",
     )
     allowed_hosts: tuple[str, ...] = key(
         array(toml.Host),

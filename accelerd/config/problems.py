@@ -43,6 +43,12 @@ class Problem(Struct, frozen=True):
         return asdict(self)
 
 
+def first_error(problems: Iterable[Problem]) -> str:
+    """The first mistake, and how many more there are; empty where there is none."""
+    errors = [str(problem) for problem in problems if problem.severity == "error"]
+    return "".join(errors[:1]) + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
+
+
 HEADER: Final = "# Written by "  # the first line of every generated drop-in; other files are never replaced
 
 

@@ -11,6 +11,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from accelerd.base.errors import AccelError
+from accelerd.base.model_source import Source
 from accelerd.config import flags, key_file, units
 from accelerd.config.clashes import clashes, without_effect
 from accelerd.config.model import BUILT_IN, Config, ModelSpec, Origin, Route
@@ -123,6 +125,11 @@ def _one_source(entries: ConfigEntries, name: str, spec: ModelSpec | None) -> It
         yield _problem(
             model, (*table, "model"), f"set either path or model, not both; path is set, too ({_where(path)})"
         )
+    elif spec is not None and spec.engine == "llama-server" and model is not None and model.usable:
+        try:
+            Source.parse(spec.model or "")
+        except AccelError as error:
+            yield _problem(model, (*table, "model"), error.message)
 
 
 def _profiles_exist(entries: ConfigEntries, tables: ConfigTables, name: str) -> Iterator[Problem]:

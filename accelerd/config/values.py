@@ -220,7 +220,8 @@ WebOrigin = _text(
 )
 ModelId = _text(
     r"[A-Za-z0-9][\x21-\x7e]{0,511}",
-    'a model of Hugging Face, such as "ORG/REPO:Q4_K_M" or "hf:ORG/REPO", or the engine\'s own name, without spaces',
+    'a model of Hugging Face, such as "ORG/REPO:Q4_K_M" or "hf:ORG/REPO", or the engine\'s own name, without spaces '
+    "(a file is `path`)",
 )
 ContainerName = _text(
     "[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", "a container's name: letters, digits and _ . - (first a letter or digit)"

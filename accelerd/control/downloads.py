@@ -17,13 +17,13 @@ import msgspec
 from msgspec.structs import replace
 
 from accelerd.base.errors import AccelError
+from accelerd.base.model_source import Source, is_source
 from accelerd.config.model import ModelSpec
 from accelerd.control.jobs import Job, while_waiting
 from accelerd.control.operations import Request, operation
 from accelerd.control.parts import ControlParts
 from accelerd.control.status import DownloadStep, room_of
 from accelerd.downloads.download import Download, DownloadDone, DownloadProgress, DownloadRequest
-from accelerd.downloads.source import Source, is_source
 from accelerd.engines.llama_server.forecast import settings_of
 from accelerd.estimate.estimate import EstimateSettings
 from accelerd.system.records import event

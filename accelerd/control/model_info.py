@@ -17,12 +17,12 @@ from msgspec.structs import replace
 
 from accelerd.base.errors import AccelError
 from accelerd.base.events import EventStream
+from accelerd.base.model_source import Source
 from accelerd.base.ports import Roots
 from accelerd.config.model import LAUNCH_FIELDS, ModelSpec
 from accelerd.control.state_store import StateStore
 from accelerd.devices.model import Device
 from accelerd.downloads.cache import cached
-from accelerd.downloads.source import Source
 from accelerd.engines.base import Engine, LaunchPlan
 from accelerd.estimate.placing import default_device
 from accelerd.memory.learned import Learned

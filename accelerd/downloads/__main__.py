@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from accelerd.base.errors import AccelError
+from accelerd.base.model_source import Source
 from accelerd.downloads.cache import Files, cached, hub_cache, located, place_of, repository
 from accelerd.downloads.download import (
     ENCODER,
@@ -32,7 +33,6 @@ from accelerd.downloads.download import (
 from accelerd.downloads.fetch import Fetcher, RemoteFile, disk_error, locked, require_space
 from accelerd.downloads.hub import credential, endpoint, offline, token
 from accelerd.downloads.plan import DEFAULTS, Plan, plan
-from accelerd.downloads.source import Source
 from accelerd.estimate.model_kind import identify
 from accelerd.estimate.remote import GATED, PRIVATE, Web, gated, host, private
 

@@ -16,8 +16,8 @@ from urllib.parse import unquote, urlsplit
 from msgspec import Struct
 
 from accelerd.base.errors import AccelError
+from accelerd.base.model_source import Source
 from accelerd.downloads.choice import Choice, HubFile, choose, is_gguf
-from accelerd.downloads.source import Source
 from accelerd.estimate.tensors import parts
 
 MOST: Final = 4096  # files of one repository that are looked at

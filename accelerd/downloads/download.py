@@ -19,9 +19,9 @@ import msgspec
 from msgspec import Struct
 
 from accelerd.base.errors import KINDS, AccelError
+from accelerd.base.model_source import Source
 from accelerd.base.ports import Clock, SystemClock
 from accelerd.downloads.cache import Files
-from accelerd.downloads.source import Source
 from accelerd.estimate.estimate import EstimateSettings
 from accelerd.estimate.model_kind import Identified
 

@@ -13,9 +13,9 @@ from typing import Final
 from msgspec import Struct
 
 from accelerd.base.errors import AccelError
+from accelerd.base.model_source import Source
 from accelerd.downloads.choice import Candidate, Choice, HubFile, choose, projector_of
 from accelerd.downloads.hub import Listing, file_url, list_files, open_hub
-from accelerd.downloads.source import Source
 from accelerd.estimate.estimate import Estimate, EstimateSettings, estimate
 from accelerd.estimate.model_kind import Identified, identify_model
 from accelerd.estimate.remote import NoRanges, Web, check_private, part_urls, read_model_at

@@ -144,7 +144,9 @@ class Gateway:
         headers, limit = request.headers, self._settings.max_body
         found = headers.get(b"content-type", b"")
         if found != kind.encode() and found.partition(b";")[0].strip().lower() != kind.encode():
-            raise AccelError("unsupported_media_type", f"Content-Type must be {kind}")
+            got = f", got {found[:100].decode('latin-1')!a}" if found else ""
+            hint = "with curl: " + ("-F file=@…" if kind is FORM else f"-H 'Content-Type: {kind}'")
+            raise AccelError("unsupported_media_type", f"Content-Type must be {kind}{got}", hint=hint)
         if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
             raise AccelError("unsupported_media_type", "compressed bodies are not taken")
         if int(headers.get(b"content-length", b"0")) > limit:
@@ -160,7 +162,7 @@ class Gateway:
             anthropic = VERSION_HEADER in request.headers
             answer = self._catalog.one_for_anthropic(name) if anthropic else self._catalog.one(name)
         else:
-            raise AccelError("not_found", f"there is nothing at {path[:200]!r}")
+            raise AccelError("not_found", f"there is nothing at {path[:200]!r}", hint=_meant(path))
         if request.method not in READ:
             raise AccelError("method_not_allowed", f"{path} takes GET", allow="GET, HEAD")
         return answer
@@ -236,6 +238,14 @@ class Gateway:
             boundary = boundary_of(request.headers[b"content-type"].decode("latin-1"))
             return body, read_form(body, boundary), content_type(boundary)
         return body, read_json(path, body), JSON_TYPE
+
+
+def _meant(path: str) -> str:
+    """What to do for a client that asks for a path that is none of ours."""
+    if path.startswith("/api/"):
+        return "accelerd serves OpenAI's API, not Ollama's: have the client use an OpenAI endpoint at /v1"
+    ends = [known for known in PATH_ALIASES if path.endswith(known)]
+    return f"set the client's base URL so that it asks for {PATH_ALIASES[max(ends, key=len)]}" if ends else ""
 
 
 def _name_in(path: str) -> str:

@@ -87,19 +87,24 @@ class RequestRouter:
         return target
 
     def _unnamed(self, task: Task) -> ModelSpec | Route:
-        """What a request without a model means: the default, the only one, or the only one for the task.
+        """What a request without a model means: the default if it can, the only one, or the only one for the task.
 
         AccelError bad_request.
         """
-        if self.directory.default is not None:
-            return self.directory.default
-        models = list(self.directory.models.values())
+        default, models = self.directory.default, list(self.directory.models.values())
+        if default is not None and any(task in self.traits(spec).tasks for spec in self._models_of(default)):
+            return default
         if len(models) > 1:
             models = [spec for spec in models if task in self.traits(spec).tasks] or models
+        if len(models) != 1 and default is not None:
+            return default
         if len(models) != 1:
             names = f"name one of {', '.join(spec.name for spec in models)}" if models else "no model is configured"
             raise AccelError("bad_request", "the request does not say which `model`", hint=names, param="model")
         return models[0]
+
+    def _models_of(self, named: ModelSpec | Route) -> list[ModelSpec]:
+        return [self.directory.models[name] for name in named.models] if isinstance(named, Route) else [named]
 
     def route(self, path: str, info: RequestInfo) -> Route | None:
         """The route that a request asks for, if it is one that has several models."""

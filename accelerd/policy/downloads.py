@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable
 
 from accelerd.base.errors import AccelError
 from accelerd.base.events import EventStream
+from accelerd.base.model_source import Source
 from accelerd.config.model import ModelSpec
 from accelerd.downloads.download import DownloadProgress as Fetched
-from accelerd.downloads.source import Source
 from accelerd.memory.model import Forecast
 from accelerd.scheduler.events import FilesWanted, ModelsConfigured, ModelTransition
 from accelerd.scheduler.lifecycle import State

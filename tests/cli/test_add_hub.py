@@ -163,6 +163,21 @@ def test_a_download_alone_adds_nothing(ctl: Ctl, daemon: FakeDaemon) -> None:
     assert ctl("download", "x").status == 1
 
 
+@pytest.mark.parametrize("command", [("add", f"hf:{REPO}"), ("download", REPO), ("load", "hello")])
+@pytest.mark.parametrize("code", ["model_gated", "hub_not_found", "hub_offline", "download_failed"])
+def test_what_only_this_shell_has_set_is_said(
+    ctl: Ctl, daemon: FakeDaemon, hub: Hub, command: tuple[str, str], code: str
+) -> None:
+    for route in ("download", "load"):
+        daemon.answers[f"POST {route}"] = error(503, code, "cannot download it")
+    said = "cannot download it; accelerd has its own environment, not HF_ENDPOINT, HF_TOKEN of this shell"
+    assert said in ctl(*command, HF_TOKEN="hf_geheim").err
+    assert "geheim" not in ctl(*command, HF_TOKEN="hf_geheim").err
+    for route in ("download", "load"):
+        daemon.answers[f"POST {route}"] = error(503, "disk_full", "cannot download it")
+    assert "environment" not in ctl(*command).err
+
+
 def test_offline_it_can_be_written_without_asking_anybody(ctl: Ctl) -> None:
     offline = {"HF_HUB_OFFLINE": "1"}
     refused = ctl("add", f"hf:{REPO}", **offline)

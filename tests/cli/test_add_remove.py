@@ -338,6 +338,9 @@ def test_remove_that_would_break_the_configuration_is_undone(ctl: Ctl, model: Pa
     result = ctl("remove", "tiny-chat")
     assert result.status == 4
     assert "nothing was removed" in result.err
+    assert (
+        "delete your own settings of tiny-chat first (accelerd.toml:1), then: accelctl remove tiny-chat" in result.err
+    )
     assert file.read_bytes() == before
     assert file.stat().st_mode & 0o777 == 0o600
 

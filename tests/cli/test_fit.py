@@ -52,6 +52,13 @@ def measured_before(ctl: Ctl) -> None:
     (roots.cache / "main-memory.json").write_text(json.dumps({f"{name}, {cores} cores": 50e9}))
 
 
+def test_a_generated_name_and_no_pattern(ctl: Ctl, models: Path) -> None:
+    ctl.configure(f'[models.tiny]\npath = "{small(models)}"\naliases = ["gpt-*"]\n')
+    assert json.loads(ctl("fit", "local/tiny", "--json").out)["model"]["name"] == "tiny"
+    assert "gpt-*" not in ctl("fit", "gpt-3").err
+    assert "did you mean" not in ctl("fit", "*").err
+
+
 def small(models: Path) -> Path:
     return zoo.make("llama-gqa", models).path
 

@@ -83,6 +83,7 @@ def test_ctrl_c_leaves_a_load_alone_that_has_begun(daemon: Daemon) -> None:
         daemon, lambda out, err: eventually(lambda: "slow: loading" in err.getvalue(), ""), "load", "slow"
     )
     assert (shown.status, daemon.status("slow")["state"]) == (130, "starting")
+    assert shown.err.endswith("interrupted; slow: it goes on loading; to end that: accelctl unload slow\n")
     assert ctl(daemon, "unload", "slow", "--force").status == 0
 
 

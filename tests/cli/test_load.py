@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from accelerd.cli.connect import DaemonClient
 from accelerd.cli.progress import amount, fraction
 
 from .conftest import Ctl
@@ -122,6 +125,42 @@ def test_unload_that_fails(ctl: Ctl, daemon: FakeDaemon) -> None:
     )
     result = ctl("unload", "embed")
     assert (result.status, result.err) == (1, "accelctl: cannot stop it\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "state", "left"),
+    [
+        ("load", "downloading", "; embed: its download goes on; to end that: accelctl unload embed"),
+        ("load", "starting", "; embed: it goes on loading; to end that: accelctl unload embed"),
+        ("load", "queued", ""),
+        ("unload", "starting", ""),
+        ("download", "", "; what has arrived is kept, and the next download goes on there"),
+    ],
+)
+def test_ctrl_c_says_what_goes_on(
+    ctl: Ctl, monkeypatch: pytest.MonkeyPatch, command: str, state: str, left: str
+) -> None:
+    def interrupted(*_: object, **__: object) -> Iterator[dict[str, Any]]:
+        yield {"event": "progress", "elapsed": 1.0} | ({"state": state} if state else {"bytes": 5})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DaemonClient, "events", interrupted)
+    result = ctl(command, "embed")
+    assert (result.status, result.err.splitlines()[-1]) == (130, f"interrupted{left}")
+
+
+def test_a_name_is_listed_once(ctl: Ctl, daemon: FakeDaemon) -> None:
+    status = {"models": [{"name": "a", "aliases": ["a", "b", "b*"], "prefixed": "local/a", "state": "stopped"}]}
+    daemon.answers["GET status"] = Reply(status)
+    daemon.answers["POST load"] = error(404, "model_not_found", "cannot find it")
+    assert ctl("load", "zzz").err.rstrip().endswith("known models: a, b, local/a")
+    assert ctl("load", "*").err.rstrip().endswith("known models: a, b, local/a")
+
+
+@pytest.mark.parametrize("state", ["downloading", "starting", "reclaiming", "ready"])
+def test_reset_of_what_had_not_failed(ctl: Ctl, daemon: FakeDaemon, state: str) -> None:
+    daemon.answers["POST reset"] = Reply({"state": state})
+    assert ctl("reset", "broken").out == f"broken is {state}; it had no failures to clear\n"
 
 
 def test_reset(ctl: Ctl, daemon: FakeDaemon) -> None:

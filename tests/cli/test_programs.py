@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -127,5 +128,7 @@ def test_a_mistake_in_the_configuration_is_named_where_nothing_runs(ctl: Ctl) ->
     done = ctl("status")
     assert "its configuration has mistakes: accelerd.toml:2: models.a.path: expected the path of a file" in done.err
     assert "accelctl config check" in done.err
+    ctl.configure("[models.a]\npath = 5\ncontxt = 1\nbatch = 0\n")
+    assert re.search(r"mistakes: accelerd\.toml:2: .* \(and 2 more\)", ctl("status").err)
     ctl.configure("")
     assert "mistakes" not in ctl("status").err

@@ -76,7 +76,7 @@ def test_what_a_plain_child_cannot_keep_is_a_warning(home: Home, settings: str, 
 
 
 def test_a_home_can_be_everybodys_default(home: Home) -> None:
-    models = '[models.a]\nmodel = "a"\n[models.b]\nmodel = "b"\nmemory_max = "9G"\n'
+    models = '[models.a]\nmodel = "o/a"\n[models.b]\nmodel = "o/b"\nmemory_max = "9G"\n'
     home.write(f'[defaults]\nhome = "toolbox"\ncontainer = "box"\n{models}')
     config, problems = home.check()
     assert problems == []

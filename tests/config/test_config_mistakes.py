@@ -173,6 +173,42 @@ def test_broken_toml_is_an_error_with_file_line_and_column(
         home.load()
 
 
+QUOTES = '; a text needs quotes: "…"'
+NAME = "; a name with other characters than letters, digits, - and _ needs quotes: "
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("path = ~/models/x.gguf", QUOTES),
+        ("path = /srv/x.gguf  # here", QUOTES),
+        ("idle_timeout = 10m", QUOTES),
+        ("memory = 12 GiB", QUOTES),
+        ("listen = 127.0.0.1:4000", QUOTES),
+        ("listen = [127.0.0.1:4000]", QUOTES),
+        ("aliases = [\n  gpt-4o,\n]", QUOTES),
+        ("env = { HF_TOKEN = hf_geheim }", QUOTES),
+        ("pin = True", "; write true in lower case"),
+        ("preload = FALSE", "; write false in lower case"),
+        ("[models.gemma3:4b]", f'{NAME}[models."…"]'),
+        ("[models.org/repo] # mine", f'{NAME}[models."…"]'),
+        ("[routes.a b]", f'{NAME}[routes."…"]'),
+        ("path =", ""),
+        ('path = "x" y', ""),
+        ("[models.x] path = '/x'", ""),
+        ("listen 5", ""),
+        ("[models.x", ""),
+        ("a = 1\na = 2", ""),
+    ],
+)
+def test_where_quotes_are_missing_it_says_so(home: Home, text: str, advice: str) -> None:
+    _, [problem] = home.check(text + "\n")
+    said, _, rest = problem.message.partition(";")
+    assert said.startswith("invalid TOML: ")
+    assert (f";{rest}" if rest else "") == advice
+    assert "geheim" not in problem.message
+
+
 @pytest.mark.parametrize("table", ["[models.hello]", '[models."a.b c"]'])
 def test_a_table_that_stands_there_twice_is_named_as_it_is_written(home: Home, table: str) -> None:
     _, [problem] = home.check(f"{table}\n{table}\n")
@@ -186,6 +222,24 @@ def test_one_broken_file_hides_no_mistake_in_another_and_invents_none(home: Home
         "accelerd.toml:1:14: invalid TOML: expected ']' at the end of a table declaration",
         "accelerd.toml.d/q.toml:4: models.q.contxt: unknown key; did you mean 'context'?",
     ]
+
+
+@pytest.mark.parametrize(
+    "name", ["gemma3:4b", "gpt-4o", "a/b/c", "https://example.org/x.bin", "https://me:geheim@example.org/x.gguf"]
+)
+def test_what_names_no_model_of_a_hub_is_a_mistake(home: Home, name: str) -> None:
+    for table in ("[models.m]\n", '[profiles.p]\nengine = "llama-server"\n[models.m]\nprofile = "p"\n'):
+        (error,) = home.errors(f'{table}model = "{name}"\n')
+        assert "models.m.model: " in error
+        assert "geheim" not in error
+    assert "ORG/REPO" in error or "http" in name
+    for engine in ("flm", "lemonade"):
+        assert home.errors(f'[models.m]\nengine = "{engine}"\nmodel = "{name}"\n') == []
+
+
+@pytest.mark.parametrize("name", ["a/b", "hf:a/b:Q4_K_M", "a/b/c.gguf", "https://example.org/x.gguf?sig=1"])
+def test_what_names_a_model_of_a_hub_is_none(home: Home, name: str) -> None:
+    assert home.errors(f'[models.m]\nmodel = "{name}"\n') == []
 
 
 def test_a_mistake_in_a_profile_is_reported_once_however_many_models_take_it(home: Home) -> None:

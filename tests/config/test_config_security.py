@@ -125,6 +125,22 @@ def test_flags_that_accelerd_owns_or_that_open_a_shell_are_refused_with_the_reas
         assert why in error
 
 
+@pytest.mark.parametrize(
+    ("argument", "flag"),
+    [("-c 99", "-c"), ("--verbose ", "--verbose"), ("--tools\\tall", "--tools"), ("-b  512", "-b")],
+)
+def test_a_flag_and_its_value_are_two_words(home: Home, argument: str, flag: str) -> None:
+    (error,) = home.errors(f'[defaults]\nextra_args = ["--verbose", "{argument}"]\n')
+    assert error.startswith("accelerd.toml:2: defaults.extra_args[1]: ")
+    assert f'two: "{flag}", "…"' in error
+
+
+@pytest.mark.parametrize("value", ["- a b", "-1 2", "a -b c", '--kwargs={"a": 1}', "a\\n-b c"])
+def test_a_value_may_have_spaces(home: Home, value: str) -> None:
+    escaped = value.replace('"', '\\"')
+    assert home.errors(f'[defaults]\nextra_args = ["--verbose", "{escaped}"]\n') == []
+
+
 def test_a_refused_flag_is_found_beside_another_mistake_in_the_same_array(home: Home) -> None:
     assert [error.split(": ")[1] for error in home.errors("[defaults]\nextra_args = [1, '--tools']")] == [
         "defaults.extra_args[0]",

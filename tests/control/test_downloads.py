@@ -13,6 +13,7 @@ import pytest
 
 from accelerd.base.errors import AccelError
 from accelerd.base.events import EventStream
+from accelerd.base.model_source import Source
 from accelerd.base.ports import SystemClock
 from accelerd.config.model import ModelSpec
 from accelerd.control import downloads
@@ -21,7 +22,6 @@ from accelerd.control.operations import operations_of, parse
 from accelerd.control.status import downloads_under_way
 from accelerd.downloads.cache import Files
 from accelerd.downloads.download import DownloadDone, DownloadProgress, DownloadRequest
-from accelerd.downloads.source import Source
 from accelerd.estimate.model_kind import Identified, Kind
 from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import RAM, Pool

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from accelerd.base.errors import AccelError
+from accelerd.base.model_source import Source, is_source
 from accelerd.downloads.cache import cached, hub_cache, place_of
 from accelerd.downloads.choice import Candidate, Choice, HubFile, choose, quant_of
 from accelerd.downloads.hub import endpoint, offline, token
-from accelerd.downloads.source import Source, is_source
 
 # --- names ------------------------------------------------------------------------------------------------------
 
@@ -57,7 +57,9 @@ def test_what_names_no_source(text: str) -> None:
     "text",
     ["https://me:geheim@example.org/m.gguf", "http://geheim@example.org:8080/m.gguf", "https://me:@geheim@[::1]/m.gguf",
      "https://me:geh#eim@example.org/m.gguf", "https://me:geh/eim@example.org/m.gguf", "https://[geheim/m.gguf",
-     "https://me:geheim@huggingface.co/a/b/resolve/main/c.gguf"],
+     "https://me:geheim@huggingface.co/a/b/resolve/main/c.gguf", "https://me:12/geheim@example.org/m.gguf",
+     "https://me:12?geheim@example.org/m.gguf", "https://me:12#geheim@example.org/m.gguf",
+     "http://ge/heim@example.org/m.gguf"],
 )  # fmt: skip
 def test_an_address_with_a_password_is_refused_and_never_shown(text: str) -> None:
     with pytest.raises(AccelError) as error:
@@ -65,9 +67,15 @@ def test_an_address_with_a_password_is_refused_and_never_shown(text: str) -> Non
     assert error.value.code == "bad_request"
     assert "geh" not in error.value.message
     assert error.value.hint
-    if "geheim@" in text:
+    if ":geheim@" in text or "/geheim@example.org:" in text:
         assert "user or a password" in error.value.problem
         assert "by its path" in error.value.hint
+
+
+def test_an_at_sign_of_the_path_is_written_as_percent_40() -> None:
+    with pytest.raises(AccelError, match="%40"):
+        Source.parse("https://example.org/a@2/m.gguf")
+    assert Source.parse("https://example.org/a%402/m.gguf").url == "https://example.org/a%402/m.gguf"
 
 
 # --- files ------------------------------------------------------------------------------------------------------

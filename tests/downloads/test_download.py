@@ -17,10 +17,10 @@ import psutil
 import pytest
 
 from accelerd.base.errors import AccelError
+from accelerd.base.model_source import Source
 from accelerd.downloads.cache import cached
 from accelerd.downloads.download import COMMAND, Download, DownloadDone, DownloadProgress, DownloadRequest
 from accelerd.downloads.fetch import require_space
-from accelerd.downloads.source import Source
 from accelerd.estimate.model_kind import Kind
 from tests.downloads.hub_server import COMMIT, Hub, Repository, serving
 from tests.memory.gguf_maker import Listed, flag, string, u32, write

@@ -81,6 +81,18 @@ async def test_a_compressed_body_is_not_taken(tmp_path: Path, coding: str) -> No
     assert (response.status, response.code) == (415, "unsupported_media_type")
 
 
+@pytest.mark.parametrize(
+    "kind", ["application/x-www-form-urlencoded", "text/plain", "", 'a"b', "multipart/form-data; boundary=x"]
+)
+@on_both_loops
+async def test_another_type_is_not_taken_and_it_says_how_curl_sends_the_right_one(tmp_path: Path, kind: str) -> None:
+    response = await answer(tmp_path, request(body=b"{}", headers={"Content-Type": kind}))
+    assert (response.status, response.code) == (415, "unsupported_media_type")
+    message = response.json()["error"]["message"]
+    assert message.endswith("; with curl: -H 'Content-Type: application/json'")
+    assert (f", got '{kind}'" in message) == bool(kind)
+
+
 # --- bodies that are not JSON ----------------------------------------------------------------------------------------
 
 

@@ -124,6 +124,48 @@ async def test_what_names_no_model_goes_to_the_default(tmp_path: Path) -> None:
             assert (await client.ask(body={"model": "nobody", **MESSAGES})).status == 404
 
 
+@on_both_loops
+async def test_what_the_default_cannot_do_goes_to_the_only_one_that_can(tmp_path: Path) -> None:
+    models = [ModelSpec("m", path="/m.gguf"), ModelSpec("other", path="/o.gguf"), VECTORS]
+    for default in ("m", "rest"):
+        settings, folder = ServerSettings(default_model=default), tmp_path / default
+        folder.mkdir()
+        routes = [Route("rest", ("m", "other"))]
+        engines = {"llama-server": Speaker(of=ONE_CHATS)}
+        given: Any = {"models": models, "routes": routes, "settings": settings, "others": engines}
+        async with bench(folder, **given) as b, await b.client() as client:
+            b.engine.says(plain(b"{}"))
+            answer = await client.ask(path="/v1/embeddings", body={"input": "hi"})
+            assert (answer.status, answer.headers["x-accelerd-model"]) == (200, "vectors")
+            answer = await client.ask(path="/v1/completions", body={"prompt": "hi"})
+            assert (answer.status, answer.headers["x-accelerd-model"]) == (200, "m")
+            refused = await client.ask(path="/v1/rerank", body={"query": "q", "documents": ["a"]})
+            assert (refused.status, refused.code) == (400, "not_supported_by_model")
+
+
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    [
+        ("/api/chat", "have the client use an OpenAI endpoint at /v1"),
+        ("/api/tags", "have the client use an OpenAI endpoint at /v1"),
+        ("/api/v1/chat/completions", "have the client use an OpenAI endpoint at /v1"),
+        ("/v1/v1/chat/completions", "base URL so that it asks for /v1/chat/completions"),
+        ("/openai/v1/embeddings", "base URL so that it asks for /v1/embeddings"),
+        ("/v1/chat/completions/responses", "base URL so that it asks for /v1/responses"),
+        ("/v2/nothing", ""),
+    ],
+)
+@on_both_loops
+async def test_a_path_that_is_not_there_says_where_to_go(tmp_path: Path, path: str, advice: str) -> None:
+    async with bench(tmp_path) as b, await b.client() as client:
+        for method in ("GET", "POST"):
+            answer = await client.ask(method, path)
+            assert (answer.status, answer.code) == (404, "not_found")
+            said, _, rest = json.loads(answer.body)["error"]["message"].partition("; ")
+            assert said == f"there is nothing at '{path}'"
+            assert (rest.endswith(advice), bool(rest)) == (True, bool(advice))
+
+
 @pytest.mark.parametrize("name", ["a\0b", "a\x1b[31m", "a\nb", "\x7f", "\u202e"])
 @on_both_loops
 async def test_no_pattern_matches_what_cannot_be_printed(tmp_path: Path, name: str) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from accelerd.base.errors import AccelError
+from accelerd.base.model_source import Source
 from accelerd.downloads.plan import Remote, read_remote
-from accelerd.downloads.source import Source
 from accelerd.estimate import remote
 from accelerd.estimate.remote import BUDGET, RangeFile, part_urls
 from accelerd.estimate.tensors import read_model

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from accelerd.base.errors import AccelError
+from accelerd.base.model_source import Source
 from accelerd.config.model import ModelSpec
 from accelerd.downloads.download import DownloadProgress as Fetched
-from accelerd.downloads.source import Source
 from accelerd.memory.model import Forecast, in_ram
 from accelerd.policy.downloads import ModelDownloads
 from accelerd.scheduler.lifecycle import State

@@ -14,22 +14,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from accelerd.base.errors import AccelError
+from accelerd.base.model_source import ADDRESSES, SCHEME, Source, is_source
 from accelerd.base.names import accelctl
 from accelerd.base.sizes import human_size
 from accelerd.cli import npu_models
+from accelerd.cli.commands.model import KEPT
 from accelerd.cli.commands.remove import is_own, own_dropin
 from accelerd.cli.commands.status import base_urls
-from accelerd.cli.context import Context, configuration, how_to_start, reload
+from accelerd.cli.context import Context, configuration, how_to_start, hub_errors, own_environment, reload
 from accelerd.cli.failure import ExitStatus, Failure, invalid, usage
 from accelerd.cli.fit import gguf_files
 from accelerd.cli.live_page import WITHOUT_DAEMON
 from accelerd.cli.local_machine import LocalMachine
 from accelerd.cli.progress import follow
-from accelerd.cli.text import count
+from accelerd.cli.text import count, errors_in
 from accelerd.downloads.cache import cached, place_of
 from accelerd.downloads.choice import quant_of
 from accelerd.downloads.plan import plan
-from accelerd.downloads.source import ADDRESSES, SCHEME, Source, is_source
 from accelerd.estimate.estimate import EstimateSettings
 from accelerd.estimate.model_kind import Identified, Kind, identify
 from accelerd.routing.directory import LOCAL, NPU
@@ -107,8 +108,9 @@ def run(context: Context, args: argparse.Namespace) -> int:
     check_names(args)
     config, problems = configuration(context)
     if config is None:
-        message = f"nothing was added: the configuration is not valid ({count(len(problems), 'problem')})"
-        raise invalid(message, [one.as_dict() for one in problems], "see: accelctl config check")
+        listed = [one.as_dict() for one in problems]
+        message = f"nothing was added: the configuration is not valid ({count(errors_in(listed), 'problem')})"
+        raise invalid(message, listed, "see: accelctl config check")
     skipped: list[str] = []
     models = [model for source in args.sources for model in look_up(context, source, args, config, skipped)]
     single = len(args.sources) == 1 and len(models) == 1
@@ -327,7 +329,9 @@ def write(context: Context, model: NewModel, args: argparse.Namespace) -> Path:
         if model.reason and not context.out.json_mode:
             context.out.note(f"{model.what}: {model.reason}")
         try:
-            files = follow(context.out, model.download, context.client.events("download", source=model.download))
+            with hub_errors(context):
+                events = context.client.events("download", source=model.download)
+                files = follow(context.out, model.download, events, lambda _: KEPT)
             # it knows best which files it has fetched, and where it has put an address
             key, value = ("path", files.get("model")) if "path" in model.table else ("model", files.get("source"))
             model.table[key] = value or model.table[key]
@@ -337,7 +341,8 @@ def write(context: Context, model: NewModel, args: argparse.Namespace) -> Path:
         except Failure as failure:
             if "path" in model.table or failure.code not in WITHOUT_DAEMON:
                 raise
-            model.notes.append("accelerd is not running: it downloads the model when it is first loaded")
+            text = "accelerd is not running: it downloads the model when it is first loaded"
+            model.notes.append(text + own_environment(context))
     home = context.roots.home
     return valid(context, model, lambda *what: write_dropin(*what, overwrite=args.replace, home=home))
 

@@ -9,12 +9,13 @@ from typing import Any
 
 from accelerd.base.names import FIELD_MODEL, accelctl
 from accelerd.base.sizes import human_size
-from accelerd.cli.context import Command, Context, unknown_name
+from accelerd.cli.context import Command, Context, hub_errors, unknown_name
 from accelerd.cli.failure import ExitStatus, Failure
 from accelerd.cli.progress import follow
 from accelerd.cli.text import printable, span
 
-LOADED = ("ready", "starting", "queued", "draining")  # states that no failure has led to
+GOING_ON = {"downloading": "its download goes on", "starting": "it goes on loading"}  # after a Ctrl-C
+KEPT = "what has arrived is kept, and the next download goes on there"
 
 
 def model_argument(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +50,12 @@ def one_by_one(context: Context, models: Sequence[str], act: Act) -> int:
 def operation(context: Context, route: str, model: str, **query: Any) -> dict[str, Any]:
     """Run a long operation on a model, with its progress shown: its last event, with seconds. Failure when it fails."""
     started = context.clock.monotonic()
-    last = follow(context.out, model, context.client.events(route, model=model, **query))
+
+    def left(state: str) -> str:
+        going_on = GOING_ON.get(state) if route == "load" else None
+        return f"{model}: {going_on}; to end that: {accelctl('unload', model)}" if going_on else ""
+
+    last = follow(context.out, model, context.client.events(route, model=model, **query), left)
     return {"model": model, "seconds": round(context.clock.monotonic() - started, 3), **last}
 
 
@@ -59,7 +65,8 @@ def load(context: Context, args: argparse.Namespace) -> int:
 
 def load_one(context: Context, name: str) -> dict[str, Any]:
     try:
-        last = operation(context, "load", name)
+        with hub_errors(context):
+            last = operation(context, "load", name)
     except Failure as failure:
         if not failure.hint and failure.tail and failure.code in ("model_failed", "model_backing_off"):
             failure.hint = f"see its output: {accelctl('logs', name)}; its command line: {accelctl('explain', name)}"
@@ -88,7 +95,7 @@ def reset(context: Context, args: argparse.Namespace) -> int:
     answer = context.client.post("reset", model=args.model)
     context.out.result({"model": args.model, **answer})
     state = answer.get("state", "reset")
-    todo = "it had no failures to clear" if state in LOADED else f"load it: {accelctl('load', args.model)}"
+    todo = f"load it: {accelctl('load', args.model)}" if state == "stopped" else "it had no failures to clear"
     context.out.line(f"{args.model} is {state}; {todo}")
     return ExitStatus.OK
 
@@ -98,7 +105,8 @@ def download_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def download(context: Context, args: argparse.Namespace) -> int:
-    last = follow(context.out, args.source, context.client.events("download", source=args.source))
+    with hub_errors(context):
+        last = follow(context.out, args.source, context.client.events("download", source=args.source), lambda _: KEPT)
     context.out.result(last)
     context.out.line(f"{args.source} is on this machine: {last['model']}")
     if last.get("reason"):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerd.base.names import accelctl
 from accelerd.base.ports import Roots
 from accelerd.base.sizes import human_size
 from accelerd.cli.commands.model import one_by_one
@@ -37,12 +38,16 @@ def remove(context: Context, name: str) -> dict[str, Any]:
         one.unlink()
     found, problems = configuration(context)
     if found is None:
+        from accelerd.config.problems import first_error, key_text
+
         for one, data in before.items():
             restore(one, data)
         raise invalid(
-            f"nothing was removed: without {name} the configuration would be invalid ({problems[0]})",
+            f"nothing was removed: without {name} the configuration would be invalid: {first_error(problems)}",
             [problem.as_dict() for problem in problems],
-        )
+            next((f"delete your own settings of {name} first ({one.file}:{one.line}), then: {accelctl('remove', name)}"
+                  for one in problems if one.key == key_text(("models", name))), ""),
+        )  # fmt: skip
     left = unused_files(context, spec, found.models.values()) if spec is not None else []
     size = sum(one.stat().st_size for one in {one.resolve() for one in left})
     answer = {"name": name, "file": str(file), "reloaded": reload(context)}
@@ -54,8 +59,8 @@ def remove(context: Context, name: str) -> dict[str, Any]:
 
 def files_of(context: Context, spec: ModelSpec) -> list[Path]:
     """Every file of the model that is here, and what each that is a link leads to."""
+    from accelerd.base.model_source import Source, is_source
     from accelerd.downloads.cache import cached
-    from accelerd.downloads.source import Source, is_source
     from accelerd.estimate.tensors import parts
 
     named = [Path(spec.path)] if spec.path else []

@@ -166,6 +166,7 @@ def remarks(last: dict[str, Any]) -> list[str]:
 def write(context: Context, last: dict[str, Any]) -> str:
     """The drop-in's path; the daemon has read it then."""
     from accelerd import config
+    from accelerd.config.problems import first_error
 
     name = DROPIN.format(last["model"])
     try:
@@ -174,7 +175,7 @@ def write(context: Context, last: dict[str, Any]) -> str:
             remarks=remarks(last),
         )  # fmt: skip
     except config.ConfigErrors as errors:
-        text = f"nothing was written: with it the configuration would not be valid ({errors.problems[0]})"
+        text = f"nothing was written: with it the configuration would not be valid ({first_error(errors.problems)})"
         raise invalid(text, [problem.as_dict() for problem in errors.problems]) from None
     reload(context)
     return str(file)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from accelerd.base.errors import AccelError
+from accelerd.base.model_source import ADDRESSES, SCHEME, Source, is_source
+from accelerd.base.names import ANY
 from accelerd.cli.context import Context
 from accelerd.cli.failure import ExitStatus, Failure, no_model
 from accelerd.cli.fit import gguf_files
@@ -18,12 +20,12 @@ from accelerd.config import Config
 from accelerd.config.model import ModelSpec, Origin
 from accelerd.downloads.cache import cached
 from accelerd.downloads.plan import Remote, read_remote
-from accelerd.downloads.source import ADDRESSES, SCHEME, Source, is_source
 from accelerd.engines.llama_server import arguments
 from accelerd.engines.llama_server.forecast import ModelFiles
 from accelerd.estimate.gguf import GgufError
 from accelerd.estimate.model_facts import facts
 from accelerd.estimate.tensors import GgufModel, ModelReader, identity, parts
+from accelerd.routing.directory import LOCAL
 
 ASKED = Origin("command line")
 RANK = 4  # of a pooling type: the model ranks
@@ -48,7 +50,9 @@ def find(context: Context, text: str, given: Mapping[str, Any], config: Config) 
         return of_address(text, gguf_name(text), given, context)
     if gguf_files.looks_like_path(text):
         return of_file(gguf_files.by_path(Path(text).expanduser().absolute()), given)
-    known = next((spec for spec in config.models.values() if text in (spec.name, *spec.aliases)), None)
+    specs = config.models.values()
+    known = next((spec for spec in specs if text in (spec.name, *spec.aliases)), None)
+    known = known or next((spec for spec in specs if text == f"{LOCAL}{spec.name}"), None)
     if known is not None:
         return of_spec(known, given, context)
     if is_source(text):
@@ -58,7 +62,7 @@ def find(context: Context, text: str, given: Mapping[str, Any], config: Config) 
     except Failure as failure:
         if failure.code != "not_found":
             raise
-        names = [name for spec in config.models.values() for name in (spec.name, *spec.aliases)]
+        names = [name for spec in config.models.values() for name in (spec.name, *spec.aliases) if ANY not in name]
         unknown = no_model(text, names, "give a path, an address, or hf:ORG/REPO")
         unknown.message = f"there is no model and no file called {text}"
         raise unknown from None

@@ -15,10 +15,10 @@ from msgspec import Struct
 
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
+from accelerd.base.model_source import Source
 from accelerd.base.names import accelctl
 from accelerd.config.model import ModelSpec, Origin, SetBy
 from accelerd.downloads.cache import cached
-from accelerd.downloads.source import Source
 from accelerd.engines.base import ContainerProgram, fail
 from accelerd.estimate.model_kind import Identified, Kind, identify
 from accelerd.estimate.tensors import Identity, ModelReader, identity, parts

@@ -80,6 +80,9 @@ def _address(text: str) -> Source:
         secret, valid = "@" in split.netloc, bool(split.hostname) and split.port != 0
     except ValueError:  # perhaps a password with a character that ends the server's name: it is not shown
         raise AccelError("bad_request", "the server of the address is not valid", hint=WRITTEN) from None
+    if not secret and "@" in text:  # perhaps of a password that has a "/" in it, which would be stored and shown
+        text = "the address has an @ behind the server's name, which may be that of a password"
+        raise AccelError("bad_request", text, hint="write %40 for an @ that belongs to the path")
     if secret:
         problem = f"the address of a file at {split.netloc.rpartition('@')[2]} has a user or a password in it"
         raise AccelError("bad_request", problem, hint=NO_SECRETS)
