@@ -136,7 +136,7 @@ def parts(pool: dict[str, Any], letters: dict[str, int], spill: str, glyphs: Bar
     for held in pool.get("holdings") or ():
         yield holding(held, letters.get(str(held.get("model")), 0), glyphs)
     if pool.get("spilled"):
-        note = f"used by {spill} beyond its own memory" if spill else "used by a GPU that shares this memory"
+        note = f"in use by {spill or 'a GPU that shares this memory'}"
         yield BarPart(SPILLED, "spilled", pool["spilled"], glyphs.spilled, "cyan", note)
     if pool.get("foreign"):
         yield BarPart(OTHERS, "others", pool["foreign"], glyphs.others, "yellow", others(pool))
@@ -251,7 +251,7 @@ def show_learned(out: CliOutput, answer: dict[str, Any]) -> None:
         return
     table = []
     for entry in entries:
-        estimate, measured = sum((entry.get("estimate") or {}).values()), sum((entry.get("measured") or {}).values())
+        estimate, measured = figures(entry)
         need = entry.get("need")
         times = count(entry.get("shortages") or 0, "time")
         note = f"ran out of memory {times}; gets {human_size(need)}" if need else "-"
@@ -259,22 +259,27 @@ def show_learned(out: CliOutput, answer: dict[str, Any]) -> None:
         devices = ", ".join(str(one).removeprefix("0000:") for one in entry.get("devices") or ()) or "processor"
         table.append((
             str(entry.get("model") or entry.get("file") or "?"), devices, human_size(estimate),
-            human_size(measured) if measured else "-", difference(entry), ago, note,
+            human_size(measured) if measured else "-", difference(entry, estimate, measured), ago, note,
         ))  # fmt: skip
     head = ("MODEL", "ON", "ESTIMATE", "MEASURED", "OFF BY", "AGO", "NOTE")
     out.table(head, table, [("bold", "", "", "", "", "dim", "yellow")] * len(table))
 
 
-def difference(entry: dict[str, Any]) -> str:
-    """How far the estimate was off: "+2.1 %" is more than there was.
-
-    Of main memory less proves nothing: pages count once they are touched.
-    """
+def figures(entry: dict[str, Any]) -> tuple[int, int]:
+    """Bytes that were estimated and measured of the devices that the model is on, or of main memory."""
     devices = set(entry.get("devices") or ())
     estimate, measured = (
         sum(size for pool, size in (entry.get(key) or {}).items() if not devices or pool in devices)
         for key in ("estimate", "measured")
     )
-    if not estimate or not measured or (not devices and measured <= estimate):
+    return estimate, measured
+
+
+def difference(entry: dict[str, Any], estimate: int, measured: int) -> str:
+    """How far the estimate was off: "+2.1 %" is more than there was.
+
+    Of main memory less proves nothing: pages count once they are touched.
+    """
+    if not estimate or not measured or (not entry.get("devices") and measured <= estimate):
         return "-"
     return f"{(estimate - measured) / measured * 100:+.1f} %"

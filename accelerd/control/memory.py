@@ -77,7 +77,8 @@ class FitOption(msgspec.Struct):
 
     amounts: dict[str, int]  # by pool
     devices: Sequence[str]
-    parts: dict[str, int]  # "weights", "kv cache", …
+    parts: dict[str, int]  # "weights", "kv cache", … of all pools together
+    shares: dict[str, dict[str, int]]  # the same by pool; {}: not known
     source: str
     claims: Sequence[Claim]
     context: int | None = None  # of one request, where the setting leaves it open

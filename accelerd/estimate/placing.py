@@ -112,13 +112,9 @@ def _fitted(gpus: Sequence[Device], estimate: Estimate, targets: Sequence[int]) 
 
 
 def _need(shares: Sequence[MemoryShare], slots: tuple[str, ...]) -> MemoryRequirement:
-    amounts: dict[str, int] = {}
-    parts: dict[str, int] = {}
-    for pool, share in zip((RAM, *slots), shares, strict=True):
-        amounts[pool] = amounts.get(pool, 0) + share.total
-        for name, size in share.parts().items():
-            parts[name] = parts.get(name, 0) + size
-    return MemoryRequirement(amounts, FROM_HEADER, slots, parts)
+    placed = dict(zip((RAM, *slots), shares, strict=True))
+    amounts = {pool: share.total for pool, share in placed.items()}
+    return MemoryRequirement(amounts, FROM_HEADER, slots, {pool: share.parts() for pool, share in placed.items()})
 
 
 def default_device(spec: ModelSpec, devices: Sequence[Device]) -> str:

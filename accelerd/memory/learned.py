@@ -197,7 +197,7 @@ def improved(need: MemoryRequirement, entry: LearnedRecord) -> MemoryRequirement
     better = need
     if amounts != need.amounts:
         source = f"measured in an earlier run{when}: the {what} was {human_size(need.total)}"
-        better = replace(need, amounts=amounts, source=source, parts={})
+        better = replace(need, amounts=amounts, source=source, shares={})
     if entry.need > better.total:
         source = f"ran out of memory with {human_size(entry.lacked)} in an earlier run{when}: "
         source += f"the {what} was {human_size(need.total)}"

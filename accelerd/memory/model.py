@@ -55,9 +55,9 @@ class MemoryRequirement(Struct, frozen=True):
     amounts: Mapping[str, int]
     source: str  # one clause: "estimated from the file's header", "measured in an earlier run", "declared: …"
     devices: tuple[str, ...] = ()  # ids of what it is placed on, in order; (): the processor, or not decided here
-    parts: Mapping[str, int] = field(
+    shares: Mapping[str, Mapping[str, int]] = field(
         default_factory=dict
-    )  # "weights", "kv cache", "compute", "projector", … for people
+    )  # of each pool's amount what is for "weights", "kv cache", "compute", "projector", …; {}: not known
     claims: tuple[Claim, ...] = ()
     declared: bool = False  # written in the configuration: measurements only raise it
     raised: bool = False  # the model ran out of memory with less than this
@@ -68,26 +68,36 @@ class MemoryRequirement(Struct, frozen=True):
     def total(self) -> int:
         return sum(self.amounts.values())
 
+    @property
+    def parts(self) -> dict[str, int]:
+        """The shares of all pools together."""
+        found: dict[str, int] = {}
+        for share in self.shares.values():
+            for name, size in share.items():
+                found[name] = found.get(name, 0) + size
+        return found
+
     def with_cache(self, size: int) -> MemoryRequirement:
         """The same need with a prompt cache of `size` bytes instead of the one that it has."""
         if size == self.cache:
             return self
         amounts = {**self.amounts, RAM: self.amounts.get(RAM, 0) - self.cache + size}
-        parts = {name: part for name, part in self.parts.items() if name != PROMPT_CACHE}
-        if parts and size:
-            parts[PROMPT_CACHE] = size
-        return replace(self, amounts=amounts, parts=parts, cache=size)
+        shares = self.shares
+        if shares:
+            main = {name: part for name, part in shares.get(RAM, {}).items() if name != PROMPT_CACHE}
+            shares = {**shares, RAM: {**main, PROMPT_CACHE: size} if size else main}
+        return replace(self, amounts=amounts, shares=shares, cache=size)
 
     def scaled(self, total: int, source: str, *, raised: bool = False) -> MemoryRequirement:
         """The same need with `total` bytes, every pool in proportion."""
         old = self.total
         if old <= 0:
             pool = next(iter(self.amounts), RAM)
-            return replace(self, amounts={pool: total}, source=source, parts={}, raised=raised)
+            return replace(self, amounts={pool: total}, source=source, shares={}, raised=raised)
         amounts = {pool: size * total // old for pool, size in self.amounts.items()}
         first = max(amounts, key=lambda pool: amounts[pool])
         amounts[first] += total - sum(amounts.values())  # what rounding took
-        return replace(self, amounts=amounts, source=source, parts={}, raised=raised)
+        return replace(self, amounts=amounts, source=source, shares={}, raised=raised)
 
 
 def in_ram(size: int, source: str, *, declared: bool = False) -> MemoryRequirement:

@@ -96,7 +96,7 @@ def test_a_page(ctl: Ctl, knowing: FakeDaemon) -> None:
     bar, below = drawn(lines, "main memory  43.0 GiB free of 128 GiB")
     assert bar.startswith("A█")
     assert "  A tiny       4.0 GiB  idle for 3 min" in below
-    assert "  s spilled   55.0 GiB  used by AMD Radeon 8060S Graphics beyond its own memory" in below
+    assert "  s spilled   55.0 GiB  in use by AMD Radeon 8060S Graphics" in below
     assert "  o others    18.0 GiB  firefox 9.0 GiB" in below
     assert "RyzenAI-npu5 (c5:00.1)  128 GiB free of 128 GiB" in lines
     places, below = drawn(lines, "RyzenAI-npu5")
@@ -256,7 +256,9 @@ def test_learned(ctl: Ctl, daemon: FakeDaemon) -> None:
     daemon.answers["GET memory/learned"] = Reply(LEARNED)
     lines = ctl("memory", "learned").out.splitlines()
     assert lines[0].split("  ")[0] == "MODEL"
-    assert re.split(r"\s{2,}", lines[1])[:5] == ["qwen", "c4:00.0", "21.0 GiB", "20.0 GiB", "+5.3 %"]
+    assert re.split(r"\s{2,}", lines[1])[:5] == ["qwen", "c4:00.0", "20.0 GiB", "19.0 GiB", "+5.3 %"], (
+        "of the GPU, all three"
+    )
     assert lines[1].endswith(" h  -") or lines[1].endswith(" d  -")
     assert "/m/old.gguf  processor  4.0 GiB   -" in lines[2]
     assert "ran out of memory 2 times; gets 5.0 GiB" in lines[2]

@@ -98,7 +98,7 @@ class Site:
         return self.seen
 
     async def forecast(self, spec: ModelSpec, *, ask: bool) -> Forecast:
-        return Forecast((MemoryRequirement({RAM: GIB}, f"estimated for {spec.name}", (), {"weights": GIB}),))
+        return Forecast((MemoryRequirement({RAM: GIB}, f"estimated for {spec.name}", (), {RAM: {"weights": GIB}}),))
 
     async def __call__(self, name: str, query: Mapping[str, str] | None = None) -> dict[str, Any]:
         operation = self.operations[name]
@@ -165,7 +165,7 @@ async def test_fit() -> None:
     assert answer == {
         "model": "qwen", "state": "stopped", "placement": {"fits": True, "reason": "qwen would fit"},
         "options": [{"amounts": {RAM: GIB}, "devices": [], "parts": {"weights": GIB}, "source": "estimated for qwen",
-                     "claims": [], "context": None}],
+                     "shares": {RAM: {"weights": GIB}}, "claims": [], "context": None}],
     }  # fmt: skip
 
 

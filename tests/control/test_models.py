@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pytest
@@ -16,7 +17,7 @@ from tests.scheduler.bench import MIB, Bench, model
 
 CARD = "card"
 ON_CARD = {RAM: 10 * MIB, CARD: 90 * MIB}
-PARTS = {"weights": 80 * MIB, "kv cache": 20 * MIB}
+SHARES = {RAM: {"kv cache": 10 * MIB}, CARD: {"weights": 80 * MIB, "kv cache": 10 * MIB}}
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Shown:
 class Load:
     """One model that loads."""
 
-    def __init__(self, amounts: dict[str, int] = ON_CARD, parts: dict[str, int] = PARTS) -> None:
-        need = MemoryRequirement(amounts, "test", (CARD,), parts)
+    def __init__(self, amounts: dict[str, int] = ON_CARD, shares: Mapping[str, Mapping[str, int]] = SHARES) -> None:
+        need = MemoryRequirement(amounts, "test", (CARD,), shares)
         self.bench = Bench([model("a")], forecasts={"a": Forecast((need,))})
         self.bench.request_load("a")
 

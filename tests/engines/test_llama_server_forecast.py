@@ -336,6 +336,56 @@ def test_the_tool_is_believed_where_it_says_something_else(path: Path) -> None:
     assert sum(other.parts.values()) == other.total
 
 
+def placed_rows(need: Any, device: int = 0, host: int = 0) -> FitAnswer:
+    """What the tool would say of this need, with so much more of weights on each side."""
+    found = []
+    for name, more in (("Host", host), *((f"Vulkan{number}", device) for number in range(len(need.devices)))):
+        share = need.shares[RAM if name == "Host" else need.devices[int(name[-1])]]
+        sizes = (share.get("weights", 0) // MIB * MIB + more, share.get("kv cache", 0), share.get("compute", 0))
+        found.append(FitRow(name, "host" if name == "Host" else "device", *sizes))
+    return FitAnswer(tuple(found))
+
+
+@pytest.mark.parametrize("gpu", [CARD, APU], ids=lambda gpu: gpu.name)
+def test_what_the_tool_says_of_a_device_and_of_main_memory_counts_there(path: Path, gpu: Device) -> None:
+    spec = spec_of(path)
+    (need,) = expect(spec, gpu).options
+    assert expect(spec, gpu, answer=placed_rows(need)).options == (need,)
+    cases = [(300, 0), (0, 100), (-20, 100)]
+    for device, host in cases:
+        (better,) = expect(spec, gpu, answer=placed_rows(need, device * MIB, host * MIB)).options
+        moved = [(better.amounts[pool] - need.amounts[pool]) / MIB for pool in (gpu.id, RAM)]
+        assert moved == [pytest.approx(device, abs=3), pytest.approx(host, abs=3)]
+        assert better.amounts == {pool: sum(share.values()) for pool, share in better.shares.items()}
+        assert sum(better.parts.values()) == better.total
+
+
+def test_of_several_cards_the_sums_count(path: Path) -> None:
+    *alone, both = expect(spec_of(path), *TWO).options
+    answer = placed_rows(both, 150 * MIB, 40 * MIB)
+    *better_alone, better = expect(spec_of(path), *TWO, answer=answer).options
+    a, b = (card.id for card in TWO)
+    more = {pool: (better.amounts[pool] - both.amounts[pool]) / MIB for pool in both.amounts}
+    assert more[RAM] == pytest.approx(40, abs=3)
+    assert more[a] + more[b] == pytest.approx(300, abs=8)
+    assert more[a] > 2 * more[b], "divided as the estimate divides it: the first has three times the memory"
+    for one, before in zip(better_alone, alone, strict=True):
+        [gpu] = one.devices
+        assert (one.amounts[gpu] - before.amounts[gpu]) / MIB == pytest.approx(300, abs=8)
+
+
+def test_a_program_that_sees_other_devices_than_accelerd(path: Path) -> None:
+    (need,) = expect(spec_of(path), CARD).options
+    (main,) = expect(spec_of(path)).options
+    on_device = FitRow("Vulkan0", "device", need.parts["weights"] + 64 * MIB, 0, 0)
+    (better,) = expect(spec_of(path), answer=FitAnswer((on_device,))).options
+    assert list(better.amounts) == [RAM]
+    assert better.parts["weights"] - main.parts["weights"] == pytest.approx(64 * MIB, abs=4 * MIB)
+    nothing_there = FitAnswer((FitRow("Host", "host", 2 * need.parts["weights"], need.parts["kv cache"], 0),))
+    (doubled,) = expect(spec_of(path), CARD, answer=nothing_there).options
+    assert doubled.parts["weights"] == pytest.approx(2 * need.parts["weights"], rel=0.05)
+
+
 def test_the_tool_knows_buffers_of_architectures_that_are_new(tmp_path: Path) -> None:
     pairs = {"general.architecture": string("brand-new"), "brand-new.block_count": u32(1)}
     spec = spec_of(write(tmp_path / "odd.gguf", pairs, {"blk.0.attn_q.weight": ((64, 64), 1)}))

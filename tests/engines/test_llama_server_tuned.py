@@ -176,6 +176,37 @@ def test_devices_are_asked_for_once_and_again_for_other_drivers(tmp_path: Path) 
     assert (len(listed.split()), runs(tmp_path / "bin" / "llama-server")) == (2, 1)
 
 
+# As builds of 2026 say it: which driver a Vulkan device has stands among the debug lines alone.
+DEBUG = (
+    "0.00.157.255 D ggml_vulkan: Found 1 Vulkan devices:\n"
+    "0.00.157.641 D ggml_vulkan: 0 = AMD Radeon 8060S Graphics (%s) | uma: 1 | fp16: 1 | warp size: 64\n"
+)
+NAMELESS = "Available devices:\n  Vulkan0: AMD Radeon 8060S Graphics (98304 MiB, 97000 MiB free)\n"
+
+
+@pytest.mark.parametrize(
+    ("driver", "rule"),
+    [
+        ("AMD open-source driver", "strix-halo-amdvlk-batch"),
+        ("radv", "strix-halo-radv-dense-batch"),
+        ("AMD proprietary driver", None),
+    ],
+)
+def test_the_driver_of_a_vulkan_device_is_asked_for_where_the_list_does_not_say_it(
+    tmp_path: Path, driver: str, rule: str | None
+) -> None:
+    says = f'case "$*" in *--list-devices) case $1 in -v|--verbose) printf "{DEBUG % driver}" >&2;; esac; '
+    says += f'printf "{NAMELESS}"; exit;; esac'
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    verbose = "-v,    --verbose, --log-verbose          set verbosity level to infinity\n"
+    binary = program(folder, THIS_YEAR + DEVICES + verbose, extra=says)
+    server = engine(binary, tuner=RuleTuner(tmp_path / "accelerd.toml", lambda: [STRIX_HALO]))
+    batch = {source.split()[2] for flag, source in shown(plan(server, qwen(tmp_path), tmp_path)).items()
+             if flag.startswith("-ub ")}  # fmt: skip
+    assert batch == ({rule} if rule else set())
+
+
 def test_a_program_that_hangs_when_it_lists_devices_still_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,7 +44,9 @@ def forecast(*options: MemoryRequirement, key: str = "k") -> Forecast:
 
 
 def on_gpu(device: int, ram: int = 0, *, gpu: str = GPU) -> MemoryRequirement:
-    return MemoryRequirement({gpu: device, RAM: ram}, "estimated from the file's header", (gpu,), {"weights": device})
+    return MemoryRequirement(
+        {gpu: device, RAM: ram}, "estimated from the file's header", (gpu,), {gpu: {"weights": device}}
+    )
 
 
 def test_a_device_is_what_was_measured_whether_less_or_more() -> None:
@@ -60,7 +62,7 @@ def test_a_device_is_what_was_measured_whether_less_or_more() -> None:
 
 def test_main_memory_is_only_raised_since_untouched_pages_do_not_count() -> None:
     learned = learning()
-    estimate = MemoryRequirement({RAM: 4 * GIB}, "estimated", parts={"kv cache": GIB})
+    estimate = MemoryRequirement({RAM: 4 * GIB}, "estimated", shares={RAM: {"kv cache": GIB}})
     learned.saw("k", estimate, {RAM: GIB}, settled=True)
     assert learned.apply(forecast(estimate)).options == (estimate,), "the estimate stays, its source and parts too"
     learned.saw("k", estimate, {RAM: 5 * GIB}, settled=True)

@@ -211,7 +211,7 @@ def answered(subject: Subject, found: GgufFit, report: dict[str, Any], notes: li
     pools = []
     for id, amount in need.amounts.items():
         pool = found.machine.ledger.pools.get(id)
-        parts = found.shares[id].parts() if id in found.shares else {}
+        parts = dict(need.shares.get(id, {}))
         free = room.free.get(id) if pool is not None else None
         pools.append({
             "id": id, "label": pool.label if pool else id, "parts": parts, "amount": amount, "free": free,

@@ -89,7 +89,9 @@ class MachineState:
 def requirement_of(option: Mapping[str, Any]) -> MemoryRequirement:
     """One way to place a model, as the daemon tells it."""
     claims = tuple(Claim(**claim) for claim in option.get("claims") or ())
-    return MemoryRequirement(option["amounts"], option["source"], tuple(option["devices"]), option["parts"], claims)
+    shares, context = option.get("shares") or {}, option.get("context")
+    devices = tuple(option["devices"])
+    return MemoryRequirement(option["amounts"], option["source"], devices, shares, claims, context=context)
 
 
 def machine_of(report: Mapping[str, Any], config: Config, **more: Any) -> MachineState:

@@ -138,7 +138,7 @@ def need(spec: ModelSpec, known: FlmModel, devices: Sequence[Device]) -> MemoryR
         if known.footprint
         else f"unknown: {known.tag} is in no list of models"
     )
-    return MemoryRequirement({RAM: sum(amounts.values())}, source, on, amounts, claims)
+    return MemoryRequirement({RAM: sum(amounts.values())}, source, on, {RAM: amounts}, claims)
 
 
 def sizes(spec: ModelSpec, known: FlmModel) -> dict[str, int]:

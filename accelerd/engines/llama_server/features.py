@@ -19,6 +19,7 @@ from msgspec import Struct
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.engines.base import fail
+from accelerd.engines.llama_server import output
 from accelerd.engines.llama_server.answers import AnswerCache
 from accelerd.engines.program import Program
 
@@ -165,10 +166,15 @@ class FeatureReader:
         if key not in self._devices:
             try:
                 answer = await program.run("--list-devices")
+                said = f"{answer.out}\n{answer.err}"
+                verbose = features.pick("--verbose", "-v")
+                if verbose is not None and output.lacks_driver(said):
+                    more = await program.run(verbose, "--list-devices")
+                    said = "\n".join([*output.vulkan_drivers(f"{more.out}\n{more.err}"), said])
             except AccelError as error:  # a start does not fail for it
                 log.info("the devices of %s are not known: %s", program.path, error.message)
                 return ""
-            self._devices[key] = f"{answer.out}\n{answer.err}"
+            self._devices[key] = said
         return self._devices[key]
 
 

@@ -82,17 +82,12 @@ class FitAnswer(Struct, frozen=True):
     why_not: str = ""
 
     @property
-    def model(self) -> int:
-        return sum(row.model for row in self.rows)
+    def on_devices(self) -> tuple[FitRow, ...]:
+        return tuple(row for row in self.rows if row.kind == "device")
 
     @property
-    def context(self) -> int:
-        return sum(row.context for row in self.rows)
-
-    @property
-    def compute(self) -> int:
-        """An upper bound, see the module."""
-        return sum(row.compute for row in self.rows)
+    def in_main_memory(self) -> tuple[FitRow, ...]:
+        return tuple(row for row in self.rows if row.kind != "device")
 
 
 class FitParams:

@@ -22,7 +22,7 @@ from accelerd.devices.model import Device, usable
 from accelerd.devices.model import room as room_of
 from accelerd.engines.base import EngineBuild
 from accelerd.engines.llama_server import arguments, argv, files, placement
-from accelerd.engines.llama_server.fit_params import FitAnswer
+from accelerd.engines.llama_server.fit_params import FitAnswer, FitRow
 from accelerd.estimate import smaller
 from accelerd.estimate.compute import logits
 from accelerd.estimate.context import contexts
@@ -260,20 +260,44 @@ def corrected(
 
     `weights_only`: it was asked with another context.
 
+    Its rows say what lies in main memory and what on devices. How it divides a model among several devices, or fits it,
+    holds only at the moment when it is asked: there the division of the estimate stays.
+
     Its compute buffers hold the logits of every token of a batch, which newer servers do not reserve: where those
     decide, they are an upper bound only.
     """
-    doubt = MIB * (len(answer.rows) + 1)
-    parts = dict(need.parts)
-    told = {"weights": answer.model} | ({} if weights_only else {"kv cache": answer.context})
-    smaller_buffers = answer.compute + doubt < parts.get("compute", 0)
-    if not weights_only and (smaller_buffers or answer.compute > 2 * logits(found.facts, found.batch.tokens)):
-        told["compute"] = answer.compute
-    for name, size in told.items():
-        if abs(size - parts.get(name, 0)) > doubt:
-            parts[name] = size + doubt
+    shares = {pool: dict(share) for pool, share in need.shares.items()}
+    places: list[tuple[Sequence[str], Sequence[FitRow]]] = [((RAM, *need.devices), answer.rows)]
+    if need.devices and answer.on_devices and found.settings.fit_target is None:
+        places = [((RAM,), answer.in_main_memory), (need.devices, answer.on_devices)]
+    buffers = {pool: share.get("compute", 0) for pool, share in shares.items()}
+    largest = max(buffers, key=lambda pool: buffers[pool], default=RAM)  # where the logits are
+    for pools, rows in places:
+        doubt = MIB * (len(rows) + 1)
+        told = {"weights": sum(row.model for row in rows)}
+        if not weights_only:
+            told["kv cache"] = sum(row.context for row in rows)
+        if not weights_only and (rows != answer.on_devices or len(rows) == len(pools)):  # buffers of as many devices
+            compute = sum(row.compute for row in rows)
+            smaller = compute + doubt < sum(buffers.get(pool, 0) for pool in pools)
+            if smaller or largest not in pools or compute > 2 * logits(found.facts, found.batch.tokens):
+                told["compute"] = compute
+        for name, size in told.items():
+            parts = {pool: shares.get(pool, {}).get(name, 0) for pool in pools}
+            if abs(size - sum(parts.values())) > doubt:
+                for pool, part in divided_like(parts, size + doubt).items():
+                    shares.setdefault(pool, {})[name] = part
+    amounts = {pool: sum(share.values()) for pool, share in shares.items()}
+    return need if amounts == need.amounts else replace(need, amounts=amounts, shares=shares, source=FROM_TOOL)
+
+
+def divided_like(parts: Mapping[str, int], size: int) -> dict[str, int]:
+    """So much, divided as the parts are; with no parts all of it in the first place."""
     total = sum(parts.values())
-    return need if total == need.total else replace(need.scaled(total, FROM_TOOL), parts=parts)
+    found = {place: size * part // total if total else 0 for place, part in parts.items()}
+    first = max(found, key=lambda place: found[place])
+    found[first] += size - sum(found.values())  # what rounding took
+    return found
 
 
 def with_cache(found: Forecast, spec: ModelSpec, build: EngineBuild | None) -> Forecast:

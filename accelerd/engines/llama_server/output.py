@@ -50,7 +50,8 @@ DEVICE_NAMES: Final = {
 }  # fmt: skip
 LIBRARIES: Final = {"vulkan": "vulkan", "hip": "rocm", "cuda": "cuda", "sycl": "sycl"}  # of libggml-NAME.so
 _DEVICE: Final = re.compile(r"^\s+([A-Za-z]+)\d*: ", re.MULTILINE)
-_FIRST_VULKAN: Final = re.compile(r"^ggml_vulkan: 0 = .*$", re.MULTILINE)
+_VULKAN_DRIVER: Final = re.compile(r"ggml_vulkan: \d+ = .*$", re.MULTILINE)
+_FIRST_VULKAN: Final = re.compile(r"ggml_vulkan: 0 = .*$", re.MULTILINE)
 _LIBRARY: Final = re.compile(r"libggml-([a-z]+)\.so")
 LINE: Final = re.compile(
     r"^\s+(?P<name>[A-Za-z]+\d+): (?P<text>.*?)(?: \((?P<total>\d+) MiB(?:, \d+ MiB free)?\))?\s*$", re.MULTILINE
@@ -75,6 +76,16 @@ def backend_listed(text: str) -> str:
     if "RADV" in said or "(radv)" in said:
         return "radv"
     return "amdvlk" if "AMD open-source driver" in said or "AMDVLK" in said else "vulkan"
+
+
+def lacks_driver(text: str) -> bool:
+    """Does a list of devices leave open which Vulkan driver computes? Newer builds say it only among debug lines."""
+    return backend_listed(text) == "vulkan" and _FIRST_VULKAN.search(text) is None
+
+
+def vulkan_drivers(text: str) -> list[str]:
+    """What ggml says of each device's driver while it starts."""
+    return _VULKAN_DRIVER.findall(text)
 
 
 def backend_of_image(source: str) -> str:
