@@ -224,6 +224,7 @@ def engines_of(
         places=container_lookup(homes),
         tuner=tuner,
         devices=devices,
+        limit=settings.scheduler.memory,
     )
     lemonade = homes.get(LemonadeHome.kind)
     catalogue = lemonade.catalogue if isinstance(lemonade, LemonadeHome) else Catalogue()

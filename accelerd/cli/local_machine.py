@@ -78,7 +78,7 @@ class LocalMachine:
     def _forecaster(self) -> Forecaster:
         from accelerd.engines.llama_server.forecast import Forecaster
 
-        return Forecaster()
+        return Forecaster(limit=self.config.scheduler.memory)
 
     def ways(self, spec: ModelSpec) -> tuple[MemoryRequirement, ...]:
         """The ways to place a model of llama-server, by its header alone; the best first."""

@@ -18,8 +18,9 @@ from accelerd.base.errors import AccelError
 from accelerd.base.sizes import human_size
 from accelerd.config.model import ModelSpec, ServerSettings
 from accelerd.engines.base import Task
+from accelerd.gateway.collector import Collector
 from accelerd.gateway.one_by_one import JoinedStreams, bodies_of, joined
-from accelerd.gateway.relay import EVENT_STREAM, Collector, Relay, hidden_error
+from accelerd.gateway.relay import EVENT_STREAM, Relay, hidden_error
 from accelerd.gateway.request_body import ChatBody, CompletionBody, FormBody, JsonBody, with_model
 from accelerd.gateway.request_router import RequestRouter, UpstreamTarget
 from accelerd.gateway.responses import ASSEMBLED, JSON_TYPE

@@ -378,7 +378,7 @@ class Admission:
     def adopt(self, record: ModelRecord, found: object, cache: int, context: int | None) -> None:
         """`cache`: bytes that its engine was given for its prompt cache."""
         instance = self._new_instance(record, adopted=True)
-        record.need = record.like(context).with_cache(cache)
+        record.need = replace(record.like(context).with_cache(cache), context=context)
         self.move(record, Event.ADOPT, "an earlier accelerd started it")
         self.supervisor.adopt(instance, record.spec, found)
         self.look()
@@ -389,6 +389,7 @@ class Admission:
         self.instances[instance] = record
         record.started_at, record.retry_at, record.adopted = self.clock.monotonic(), None, adopted
         record.earned = adopted
+        record.unsure = adopted and record.forecast.provisional
         record.used, record.peak, record.settled = {}, {}, False
         record.displaced, record.kept_out, record.cut_at = False, False, math.inf
         return instance

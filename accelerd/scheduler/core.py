@@ -30,7 +30,7 @@ from accelerd.scheduler.file_gate import FileGate
 from accelerd.scheduler.holds import Holds, placement
 from accelerd.scheduler.lifecycle import Event, State
 from accelerd.scheduler.memory_events import MemoryEvents
-from accelerd.scheduler.placement import SharedLimits, fitting, why_not_resident, with_spare_cache
+from accelerd.scheduler.placement import SharedLimits, fitting, with_spare_cache
 from accelerd.scheduler.record import Lease, ModelRecord, Residue, Snapshot, StopWatcher, Waiter, snapshot
 
 BAD_OUTCOMES_BEFORE_PROBE = 3
@@ -286,17 +286,14 @@ class Core:
         `cache`: bytes that it has for its prompt cache. `context`: its tokens, where the setting leaves that open.
 
         Its memory is on the ledger from now on. One that would be started differently now (not `fits`) is replaced; one
-        that no longer has room is stopped.
+        that no longer has room is stopped, as soon as a forecast that is not provisional says so.
         """
         record = self._admission.records.get(name)
         if record is None or record.state is not State.STOPPED:
             return False
-        # What other programs seem to use includes this process: only accelerd's models count here.
-        no_room = why_not_resident(record, self._admission.occupied(), self._admission.room.undisturbed())
         self._admission.adopt(record, found, cache, context)
-        if no_room is not None:
-            self._admission.stop(record, f"no longer fits: {no_room}")
-        elif not fits:
+        ended = not record.unsure and self.memory.end_without_room(record)
+        if not fits and not ended:
             record.next_spec, record.next_forecast = record.spec, record.forecast
         self._admission.schedule()
         return True

@@ -15,7 +15,7 @@ from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import RAM, Forecast, MemorySnapshot
 from accelerd.scheduler.admission import FRESH, Admission
 from accelerd.scheduler.lifecycle import LEAVING, State
-from accelerd.scheduler.placement import YieldedMemory, fitting
+from accelerd.scheduler.placement import YieldedMemory, fitting, why_not_resident
 from accelerd.scheduler.record import ModelRecord
 
 YIELD_GRACE = 10.0  # s that running requests still get when memory is yielded
@@ -33,7 +33,7 @@ class MemoryEvents:
         self._retry_at = math.inf  # when models that were kept out are tried again
 
     def forecast(self, name: str, forecast: Forecast) -> None:
-        """A better estimate of what a model needs. One that is loaded keeps its reservation."""
+        """A better estimate of what a model needs. One that is loaded keeps its reservation, unless it was a guess."""
         record = self._names.get(name)
         if record is None:
             return
@@ -45,9 +45,26 @@ class MemoryEvents:
             if not record.occupied:
                 record.device = self._admission.needs.device(record.spec)
             record.expect(forecast)
+        if record.unsure and not forecast.provisional:
+            record.unsure = False
+            record.redeclared()
+            self.end_without_room(record)
         if record.kept_out:
             self.room_may_be_there()
         self._admission.schedule()
+
+    def end_without_room(self, record: ModelRecord) -> bool:
+        """End a model that an earlier daemon started and that no longer has room, when its requests have ended.
+
+        What other programs seem to use includes its process: only accelerd's models count here.
+        """
+        admission = self._admission
+        others = [one for one in admission.occupied() if one is not record]
+        why = why_not_resident(record, others, admission.room.undisturbed())
+        if why is None or record.state not in (State.STARTING, State.READY):
+            return False
+        (admission.stop if record.state is State.STARTING else admission.evict)(record, f"no longer fits: {why}")
+        return True
 
     def seen(self, seen: MemorySnapshot) -> None:
         """Memory was measured."""

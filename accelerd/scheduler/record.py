@@ -122,6 +122,7 @@ class ModelRecord:
     active: set[Lease] = field(default_factory=set)
     last_used: float = 0.0  # end of the last lease, or the moment it became ready
     adopted: bool = False  # an earlier daemon started it
+    unsure: bool = False  # … and what it has reserved is by a provisional forecast
     earned: bool = False  # in this life it has served somebody who waited: it may stay a while
     left_at: float = 0.0  # when the last of those who waited for its load left
     stop_reason: str = ""  # why it is being stopped
@@ -174,7 +175,7 @@ class ModelRecord:
                 self.device = self.need.devices[0]
 
     def redeclared(self) -> None:
-        """A person has changed what it is said to need, while it is loaded."""
+        """What it is said to need has changed while it is loaded."""
         self.need = self.like(self.need.context).with_cache(self.need.cache)
 
     def at_rest(self) -> None:

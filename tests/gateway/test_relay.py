@@ -11,7 +11,8 @@ import pytest
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint
-from accelerd.gateway.relay import Collector, Relay, response_head
+from accelerd.gateway.collector import Collector
+from accelerd.gateway.relay import Relay, response_head
 from accelerd.gateway.response_framing import Head
 from accelerd.scheduler.record import Lease, ModelRecord
 from tests.fakes.clock import FakeClock

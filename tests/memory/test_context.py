@@ -68,6 +68,19 @@ def test_the_context_takes_a_part_of_what_the_rest_leaves(
     assert size * GIB - chosen > 0.99 * (1 - part) * (size * GIB - usual), "which is left for others"
 
 
+@pytest.mark.parametrize("devices", [(cpu(64),), (cpu(64), card(24))], ids=["main", "card"])
+def test_a_limit_for_all_models_leaves_half_of_it_to_others(devices: tuple[Device, ...]) -> None:
+    known = inputs(animal(**BIG, context_length=1 << 20), *devices)
+    unlimited = contexts_of(known, devices)[0]
+    for limit in (17 * GIB, 19 * GIB):
+        best = contexts_of(known, devices, limit)[0]
+        usual, chosen, more = (ways(known)(tokens, None)[0].total for tokens in (8192, best, best + 1024))
+        assert chosen <= (usual + limit) / 2 < more
+        assert 8192 < best < unlimited
+    assert contexts_of(known, devices, 1000 * GIB)[0] == unlimited
+    assert contexts_of(known, devices, GIB) == (8192, 4096), "the scheduler says that it does not fit"
+
+
 def test_a_card_that_the_model_fills_still_gets_the_usual_context_or_the_least() -> None:
     assert of(animal(**BIG), cpu(64), card(16)) == (14336, 8192, 4096)
     assert of(animal(**BIG), cpu(64), card(15)) == (8192, 4096), "the scheduler takes what fits"

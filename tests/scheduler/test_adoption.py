@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from accelerd.base.exits import Cause
 from accelerd.config.model import SchedulerSettings
+from accelerd.memory.model import Forecast, in_ram
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import SharedLimits
 from tests.scheduler.bench import MIB, Bench, model
@@ -62,6 +65,76 @@ def test_what_has_no_room_any_more_is_ended_with_the_arithmetic() -> None:
     bench.gone("b")
     assert bench.core.memory_held() == 2 * MIB
     assert bench.loads() == []
+
+
+# --- of which the forecast is provisional ---------------------------------------------------------------------------
+
+
+def guessed(size: int) -> Bench:
+    """A model of which nobody was asked yet, taken over."""
+    forecast = Forecast((in_ram(size * MIB, "nobody was asked"),), provisional=True)
+    bench = Bench(
+        [model("a"), model("b")],
+        limits=SharedLimits(10 * MIB, "test", None),
+        memory={"b": MIB},
+        forecasts={"a": forecast},
+    )
+    assert bench.core.adopt("a", "found", fits=True, cache=MIB)
+    return bench
+
+
+def learn(bench: Bench, size: int) -> None:
+    bench.core.memory.forecast("a", Forecast((in_ram(size * MIB, "its program was asked"),)))
+
+
+def test_what_runs_is_not_ended_by_a_guess() -> None:
+    bench = guessed(50)
+    assert bench.state("a") is State.STARTING
+    bench.ready("a")
+    lease = bench.request("a")
+    assert lease.lease, "it serves"
+    learn(bench, 4)
+    assert bench.state("a") is State.READY
+    assert bench.core.memory_held() == 5 * MIB, "the guess is not what it holds, its prompt cache is"
+    learn(bench, 7)
+    assert bench.core.memory_held() == 5 * MIB, "from then on it keeps its reservation"
+
+
+def test_what_has_no_room_by_a_better_forecast_ends_when_its_requests_have() -> None:
+    for ready in (False, True):
+        bench = guessed(2)
+        working = None
+        if ready:
+            bench.ready("a")
+            working = bench.request("a")
+        learn(bench, 12)
+        assert bench.state("a") is (State.DRAINING if ready else State.STOPPING)
+        assert "no longer fits: it needs 13.0 MiB" in bench.core.snapshot("a").reason
+        if working is not None:
+            bench.end(working)
+            assert bench.state("a") is State.STOPPING
+
+
+def test_a_guess_that_is_all_that_will_be_known_is_believed() -> None:
+    bench = guessed(50)
+    learn(bench, 50)
+    assert bench.state("a") is State.STOPPING
+
+
+def test_it_is_judged_by_the_context_that_it_runs_with() -> None:
+    ways = tuple(replace(in_ram(size * MIB, "estimate"), context=context) for context, size in ((64, 20), (8, 5)))
+    bench = Bench([model("a")], limits=SharedLimits(10 * MIB, "test", None), forecasts={"a": Forecast(ways)})
+    assert bench.core.adopt("a", "found", fits=True, context=8)
+    assert (bench.state("a"), bench.core.memory_held()) == (State.STARTING, 5 * MIB)
+
+
+def test_a_better_forecast_finds_the_context_that_it_runs_with() -> None:
+    bench = guessed(50)
+    bench.gone("a", Cause.STOPPED, "it had ended already")
+    assert bench.core.adopt("a", "found", fits=True, context=8)
+    ways = tuple(replace(in_ram(size * MIB, "asked"), context=context) for context, size in ((64, 20), (8, 5)))
+    bench.core.memory.forecast("a", Forecast(ways))
+    assert (bench.state("a"), bench.core.memory_held()) == (State.STARTING, 5 * MIB)
 
 
 def test_what_could_not_be_taken_over_is_no_failure_of_the_model() -> None:

@@ -113,7 +113,7 @@ def judged(
     if not measured and spec.memory is not None:
         measured = Forecaster().forecast(spec, spec, build, devices).options
     machine = machine_of(report, settings, devices=devices, rate=rates(context, devices))
-    for tokens in contexts_of(known, devices) if spec.context == "auto" else (None,):
+    for tokens in contexts_of(known, devices, settings.scheduler.memory) if spec.context == "auto" else (None,):
         if tokens is not None:
             used = structs.replace(used, context=tokens * used.slots)
             known = structs.replace(known, settings=used, spec=replace(spec, context=tokens))

@@ -151,8 +151,9 @@ class LlamaServer(Engine):
         places: ContainerLookup = on_this_machine,
         tuner: ModelTuner = untuned,
         devices: Callable[[], Iterable[Device]] = tuple,
+        limit: int | None = None,
     ) -> None:
-        """`cache`: directory for what `--help` said; `search`: directories looked into after PATH."""
+        """`cache`: directory for what `--help` said; `search`: looked into after PATH; `limit`: bytes of all models"""
         self._devices = devices
         self._places = places
         self._tuner = tuner
@@ -162,7 +163,7 @@ class LlamaServer(Engine):
         self._port = port
         self._token = token
         self._features = FeatureReader(cache)
-        self._forecaster = Forecaster()
+        self._forecaster = Forecaster(limit=limit)
         self._fit = fit_params.FitParams(cache, self._features)
         self._files = files.FileReader(self._environ, self._forecaster.reader)
         self._settled: dict[str, Settled] = {}  # by model, of its last plan

@@ -78,10 +78,14 @@ class ForecastInputs(Struct, frozen=True):
 
 
 class Forecaster:
-    """For all models of the engine. Blocking, but for `suggest_smaller`: call it in a thread."""
+    """For all models of the engine. Blocking, but for `suggest_smaller`: call it in a thread.
 
-    def __init__(self, machine: Callable[[], str] = platform.machine) -> None:
+    `limit`: bytes that all models together may have.
+    """
+
+    def __init__(self, machine: Callable[[], str] = platform.machine, limit: int | None = None) -> None:
         self.reader = ModelReader()
+        self._limit = limit
         self._machine = machine
         self._known: dict[str, ForecastInputs] = {}
 
@@ -131,7 +135,7 @@ class Forecaster:
         settings = with_checkpoints(settings, settled, read)
         known = ForecastInputs(read, settings, settled, gpus, layers, spec, build, answer, names=names)
         if spec.context == "auto":
-            known = replace(known, contexts=contexts_of(known, devices))
+            known = replace(known, contexts=contexts_of(known, devices, self._limit))
         while len(self._known) >= MOST_KNOWN:
             self._known.pop(next(iter(self._known)))
         self._known[spec.name] = known
@@ -236,7 +240,7 @@ def with_checkpoints(settings: EstimateSettings, spec: ModelSpec, read: ModelFil
     return replace(settings, checkpoints=max(least, min(most, argv.CHECKPOINT_MEMORY // max(1, one))))
 
 
-def contexts_of(known: ForecastInputs, devices: Sequence[Device]) -> tuple[int, ...]:
+def contexts_of(known: ForecastInputs, devices: Sequence[Device], limit: int | None = None) -> tuple[int, ...]:
     """The contexts of one request that the model may have on this machine, the best first."""
     spec, trained = known.spec, known.read.model.number("context_length")
     if spec.memory is not None:  # a person has said what it needs, with the usual context
@@ -250,7 +254,7 @@ def contexts_of(known: ForecastInputs, devices: Sequence[Device]) -> tuple[int, 
         room[RAM] = min(room[RAM], spec.memory_max)
     if not main and not known.gpus:  # nothing is known of this machine
         trained = min(trained, USUAL_CONTEXT)
-    return contexts(ways(known), room, trained, backing(known.gpus))
+    return contexts(ways(known), room, trained, backing(known.gpus), limit)
 
 
 def corrected(
