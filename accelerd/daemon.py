@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GC_AFTER = 1.0  # s from the start until the first collection
+LISTEN_AGAIN = 2.0  # s between two attempts to listen on an address that is in use
 STOP_MARGIN = 5.0  # s beyond the longest stop_timeout until SIGKILL for all
 END_MARGIN = 15.0  # s for all the rest of an end
 
@@ -101,7 +102,7 @@ class Daemon:
         parts = self._parts
         loop = asyncio.get_running_loop()
         keys = read_keys_of(self._config)
-        await parts.listeners.listen(self._config.server.listen)
+        await parts.listeners.listen(self._config.server.listen, starting=True)
         await asyncio.gather(self._look_for_systemd(), parts.devices.start())
         self._apply(self._config, keys, await parts.models.forecasts(self._config))
         # Before anything else may be admitted: what is there already takes memory.
@@ -123,7 +124,9 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         loop.call_later(GC_AFTER, collect_garbage)
         self._tell_problems()
-        text = f"accelerd {__version__} serves {', '.join(parts.listeners.addresses)}"
+        for problem in parts.listeners.problems:
+            log.error("%s; accelerd tries again", problem)
+        text = f"accelerd {__version__} serves {', '.join(parts.listeners.addresses) or 'its control socket only'}"
         if adopted:
             text += f"; taken over from an earlier one: {len(adopted)} of {len(found)} models"
         event(log, NOTICE, text, message_id=names.MSG_STARTED)
@@ -164,10 +167,11 @@ class Daemon:
             repair = tasks.create_task(self._parts.upkeep.repair(), name="repair of toolboxes")
             clock_boost = tasks.create_task(self._parts.clock_boost.run(), name="clock boost")
             survey = tasks.create_task(self._parts.models.survey(), name="survey")
+            listen_again = tasks.create_task(self._listen_again(), name="listen again")
             if not self._mention_errors():
                 tasks.create_task(asyncio.to_thread(self._last_good.keep, self._config), name="last good configuration")
             await self._stop.wait()
-            for task in (preload, reload, repair, clock_boost, survey):
+            for task in (preload, reload, repair, clock_boost, survey, listen_again):
                 task.cancel()
         while not self._reloads.empty():
             _refuse(self._reloads.get_nowait(), _shutting_down())
@@ -227,6 +231,15 @@ class Daemon:
         await asyncio.to_thread(self._last_good.keep, config)
         return found
 
+    async def _listen_again(self) -> None:
+        """Until it listens on every address of the configuration: one was in use at first, or not there yet."""
+        listeners = self._parts.listeners
+        while listeners.problems:
+            await asyncio.sleep(LISTEN_AGAIN)
+            if await listeners.try_again():
+                self._mention_errors()
+                self._parts.notifier.status(self.status())
+
     async def _listen(self, config: Config) -> None:
         """AccelError: an address cannot be had."""
         try:
@@ -244,7 +257,8 @@ class Daemon:
     def _mention_errors(self) -> bool:
         """In the line that `systemctl status` shows, and to whoever follows what is degraded. Are there any?"""
         error = first_error(self._problems)
-        self._parts.status_line.configuration = f"the configuration on disk is not in use: {error}" if error else ""
+        clauses = [f"the configuration on disk is not in use: {error}"] if error else []
+        self._parts.status_line.first = "; ".join((*clauses, *self._parts.listeners.problems))
         self._parts.events.publish(DegradationChanged())
         return bool(error)
 

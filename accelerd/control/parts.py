@@ -56,7 +56,7 @@ class DaemonStatus(msgspec.Struct, kw_only=True):
     state: str  # "starting", "running", "draining"
     status: str  # one line for people
     listen: list[str]
-    listeners: list[ListenerStatus]  # the same addresses with what else is known of them
+    listeners: list[ListenerStatus]  # the same addresses with what else is known of them, and those that cannot be had
     config: ConfigStatus
     yielded: YieldReport | None
     performance: Any  # see ClockBoost.report

@@ -30,6 +30,7 @@ from accelerd.system.activation import (
     address_of,
     bind_tcp,
     bind_unix,
+    close_all,
     covers,
     describe,
     overlap,
@@ -58,6 +59,7 @@ class ListenerStatus(Struct, frozen=True):
     unit: str | None  # the socket unit that opened it; None: accelerd itself
     remote: bool  # other machines can reach it
     key: bool  # clients need an API key
+    problem: str | None = None  # why accelerd cannot listen there now; it tries again
 
 
 class _Listening(Struct):
@@ -90,6 +92,7 @@ class Listeners:
         self._from_systemd = bool(passed.tcp)
         self._unit_stopped = False  # it starts again with the next daemon, beside what is stored
         self._configured: list[Address] = []
+        self._lacking: dict[Address, str] = {}  # configured addresses that cannot be had now, and why
         self._unix: list[socket.socket] = []
         for unit, sock in passed.unix:
             if describe(sock) == str(control):
@@ -114,29 +117,65 @@ class Listeners:
             unit = next((one.held for one in sockets if one.held is not None and one.held.endswith(UNIT)), None)
             text = show_address(*address)
             found.append(ListenerStatus(text, unit, not is_loopback(text), key))
+        for address, problem in self._lacking.items():
+            text = show_address(*address)
+            found.append(ListenerStatus(text, None, not is_loopback(text), key, problem))
         return found
 
-    async def listen(self, wanted: Sequence[str]) -> None:
+    @property
+    def problems(self) -> list[str]:
+        """Why accelerd does not listen on addresses that the configuration names: one each."""
+        return list(self._lacking.values())
+
+    async def listen(self, wanted: Sequence[str], *, starting: bool = False) -> None:
         """Listen on these TCP addresses, and on no others. StartError: one cannot be had.
 
+        At a start, that is no error: see `try_again`. Nor is it one for an address that could not be had before.
         Connections to an address that is no longer among them end with the request that they are at.
         """
         addresses = list(dict.fromkeys(address for text in wanted for address in parse_listen(text)))
         missing = [address for address in addresses if address not in self._tcp]
         surplus = [address for address in self._tcp if address not in addresses]
         later = [address for address in missing if any(overlap(address, other) for other in surplus)]
-        bound = bind_tcp([address for address in missing if address not in later], least=0)  # or nothing has changed
+        waived = [address for address in missing if starting or address in self._lacking]
+        now = [address for address in missing if address not in later]
+        bound = bind_tcp([address for address in now if address not in waived], least=0)  # or nothing has changed
         await self._close(surplus)
-        bound += await self._bind(later)
+        bound += await self._bind([address for address in later if address not in waived])
+        lacking: dict[Address, str] = {}
+        for address in waived:
+            try:
+                bound += await self._bind([address]) if address in later else bind_tcp([address], least=0)
+            except StartError as error:
+                lacking[address] = str(error)
         found = self._tcp | {address_of(sock): [_Listening(sock)] for sock in bound}
-        if not found:
+        if not found and not lacking:
             raise StartError(f"cannot listen anywhere: this machine has none of {', '.join(wanted)}")
         self._tcp = {address: found[address] for address in addresses if address in found}
-        self._configured = addresses
+        self._configured, self._lacking = addresses, lacking
         for connection in self._public.connections:
             at = connection.transport.get_extra_info("sockname")
             if at is None or not any(covers(address, at[:2]) for address in self._tcp):
                 connection.close_when_idle()
+
+    async def try_again(self) -> bool:
+        """Listen on what could not be had at the start. Has anything changed?"""
+        before = dict(self._lacking)
+        for address in before:
+            try:
+                bound = await asyncio.to_thread(bind_tcp, [address], least=0)
+            except StartError as error:
+                if address in self._lacking:
+                    self._lacking[address] = str(error)
+                continue
+            if self._lacking.pop(address, None) is None:  # a reload was faster
+                close_all(bound)
+                continue
+            found = self._tcp | {address_of(sock): [_Listening(sock)] for sock in bound}
+            self._tcp = {one: found[one] for one in self._configured if one in found}
+            log.info("now listening on %s", show_address(*address))
+        await self.open()
+        return self._lacking != before
 
     async def open(self) -> None:
         """Accept connections on every socket; until then they wait. Called again after `listen`."""

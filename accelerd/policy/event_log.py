@@ -100,12 +100,12 @@ class StatusLine:
         self._notifier = notifier
         self._scheduler = scheduler
         self._due = False
-        self.configuration = ""  # a clause where the one on disk is not in use
+        self.first = ""  # what has to be known first, as a clause: the configuration on disk is not in use
         events.subscribe(ModelTransition, self.on_transition)
 
     def text(self) -> str:
         models = status_line(self._scheduler.snapshots(), self._scheduler.memory_held())
-        return f"{self.configuration}; {models}" if self.configuration else models
+        return f"{self.first}; {models}" if self.first else models
 
     def on_transition(self, event: ModelTransition) -> None:
         if not self._due:

@@ -478,9 +478,12 @@ def test_ports_that_systemd_does_not_hold_until_a_restart(here: CheckContext) ->
 def test_a_daemon_that_listens_elsewhere_than_configured(here: CheckContext) -> None:
     here.__dict__["status"] = {"listen": ["127.0.0.1:4001", "127.0.0.1:4000"]}
     here.roots.config_file.parent.mkdir(parents=True, exist_ok=True)
-    here.roots.config_file.write_text('[server]\nlisten = ["127.0.0.1:4000", "127.0.0.1:4002"]\n')
+    here.roots.config_file.write_text('[server]\nlisten = ["127.0.0.1:4000", "[::1]:4000", "127.0.0.1:4002"]\n')
+    lacking = {"address": "[::1]:4000", "problem": "cannot listen on [::1]:4000: nginx (pid 7) uses the port"}
+    here.__dict__["status"]["listeners"] = [lacking, {"address": "127.0.0.1:4000", "problem": None}]
     assert [(check.level, check.detail, check.fix) for check in service.ports(here)] == [
         ("ok", "127.0.0.1:4000 is served by accelerd", ""),
+        ("fail", f"{lacking['problem']}; accelerd tries again", "ss -ltnp 'sport = :4000'"),
         ("fail", "127.0.0.1:4002 is configured, but accelerd does not listen there", "accelctl reload"),
         ("warn", "accelerd listens on 127.0.0.1:4001, which server.listen does not name", "accelctl reload"),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import http.client
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 import accelerd
@@ -44,24 +46,51 @@ def test_a_second_instance_ends_and_disturbs_nothing(daemons: DaemonFactory, sit
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_a_busy_port_ends_the_start_with_the_holder_named(daemons: DaemonFactory, site: Site, host: str) -> None:
+def test_a_busy_port_is_said_first_and_had_when_it_is_free(
+    daemons: DaemonFactory, site: Site, tmp_path: Path, host: str
+) -> None:
+    """All that is not about the port works meanwhile: the other addresses, the control socket, a reload."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, 0), family=family) as held:
+    own, model = free_port(), site.model("m", preload=True)
+    with socket.create_server((host, 0), family=family) as held, socket.create_server(("127.0.0.1", 0)) as other:
+        busy = f"[{host}]:{held.getsockname()[1]}".replace("[127.0.0.1]", "127.0.0.1")
+        problem = f"cannot listen on {busy}: {psutil.Process().name()} (pid {os.getpid()}) uses the port"
+        dropin = tmp_path / "config/accelerd/accelerd.toml.d/listen.toml"
+        dropin.parent.mkdir(parents=True)
+        dropin.write_text(f'[server]\nlisten = ["127.0.0.1:{own}", "{busy}"]\n')
+        daemon = daemons.start(model, port=own, env={"XDG_CONFIG_HOME": str(tmp_path / "config")})
+        assert problem in daemon.output()
+        daemon.wait_state("m", "ready")
+        assert daemon.chat("m").status == 200
+        status = daemon.status()
+        assert status["status"].startswith(problem)
+        assert status["config"]["in_use"]
+        assert status["listen"] == [f"127.0.0.1:{own}"]
+        assert [one["address"] for one in status["listeners"] if one["problem"]] == [busy]
+        daemon.configure(model + site.model("n"))
+        assert daemon.control("POST", "reload").json()["added"] == ["n"]
+        newly = f"127.0.0.1:{other.getsockname()[1]}"
+        dropin.write_text(f'[server]\nlisten = ["127.0.0.1:{own}", "{busy}", "{newly}"]\n')
+        assert f"cannot listen on {newly}" in daemon.control("POST", "reload").json()["error"]["message"]
+        dropin.write_text(f'[server]\nlisten = ["127.0.0.1:{own}", "{busy}"]\n')
+        assert daemon.control("POST", "reload").status == 200
+    eventually(lambda: daemon.status()["listen"] == [f"127.0.0.1:{own}", busy], "it is had")
+    assert daemon.status()["status"].startswith("1 of 2 models loaded")
+    assert not any(one["problem"] for one in daemon.status()["listeners"])
+    connection = http.client.HTTPConnection(host, int(busy.rpartition(":")[2]), timeout=20)
+    connection.request("GET", "/health", headers={"Host": "localhost"})
+    assert connection.getresponse().status == 200
+    connection.close()
+
+
+def test_without_any_address_the_control_socket_is_served(daemons: DaemonFactory, site: Site) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]
-        env = daemons.environment()
-        config = Path(env["XDG_CONFIG_HOME"]) / "accelerd" / "accelerd.toml"
-        config.parent.mkdir(parents=True)
-        listen = f'[server]\nlisten = ["127.0.0.1:{port}", "[::1]:{port}"]\n'
-        config.write_text(listen + site.model("m", preload=True))
-        ended = run_accelerd(env)
-    assert ended.returncode == 1
-    where = f"[::1]:{port}" if ":" in host else f"127.0.0.1:{port}"
-    assert f"cannot listen on {where}" in ended.stderr
-    assert f"(pid {os.getpid()}) uses the port" in ended.stderr
-    assert site.spawns() == 0
-    other = "127.0.0.1" if ":" in host else "::1"
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((other, port), timeout=5).close()
+        daemon = daemons.start(site.model("m"), port=port)
+        assert "serves its control socket only" in daemon.output()
+        assert daemon.events("load?model=m")[-1]["event"] == "ready"
+    eventually(lambda: daemon.status()["listen"] == [f"127.0.0.1:{port}"], "it is had")
+    assert daemon.chat("m").status == 200
 
 
 def test_after_sigkill_the_next_daemon_takes_the_stale_socket_and_no_engine_is_left(

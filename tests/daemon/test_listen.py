@@ -282,6 +282,30 @@ def test_a_reload_to_a_port_in_use_changes_nothing_and_names_the_holder(service:
         held.communicate()
 
 
+def test_a_restart_to_a_port_in_use_ends_no_model_and_listens_when_it_is_free(service: Service) -> None:
+    service.install(service.site.model("m"))
+    old = service.start()
+    pid = service.load("m")["m"]
+    busy = free_port()
+    held = service.manager.popen([sys.executable, "-c", HOLD, str(busy)], stdin=-1, stdout=-1)
+    try:
+        assert held.stdout is not None
+        holder = int(held.stdout.readline())
+        listen(service, f"127.0.0.1:{busy}", more=service.site.model("m"))
+        service.manager.systemctl("restart", SERVICE)
+        service.back(old)
+        assert (service.pids("m")["m"], service.status()["listen"]) == (pid, [])
+        problem = rf"cannot listen on 127\.0\.0\.1:{busy}: python\S* \(pid {holder}\) uses the port"
+        said = service.accelctl("status")
+        assert re.match(rf"! {problem}.*; accelerd tries again", " ".join(said.split()))
+        assert re.match(problem, service.manager.properties(SERVICE)["StatusText"])
+    finally:
+        held.communicate()
+    eventually(lambda: status_at(busy) == 200, "it listens")
+    assert service.pids("m")["m"] == pid
+    assert "cannot listen" not in service.accelctl("status")
+
+
 def test_a_daemon_that_is_no_service_writes_no_units(service: Service) -> None:
     service.install("", socket=False)
     other = free_port()

@@ -8,14 +8,18 @@ from collections.abc import Iterator
 
 import pytest
 
+from accelerd.base import names
 from tests.daemon.kit import rest_of, side_by_side, sse
 from tests.daemon.service import SERVICE, SOCKET, Service, installed
 from tests.harness import eventually, first_event, streaming
 from tests.system.systemd_user import UserManager
 
 HOLD = """
-import os, socket, sys
-with socket.create_server(("127.0.0.1", int(sys.argv[1]))):
+import fcntl, os, sys
+os.makedirs(os.path.dirname(sys.argv[1]), 0o700, exist_ok=True)
+with open(sys.argv[1], "w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    print(os.getpid(), file=file, flush=True)
     print(os.getpid(), flush=True)
     sys.stdin.read()
 """
@@ -56,15 +60,16 @@ def test_a_daemon_that_ends_by_a_bug_of_its_own_lets_requests_end(service: Servi
 
 def test_why_it_could_not_start_is_said_by_accelctl(service: Service) -> None:
     service.install("", dropin="[Service]\nRestartSec=50ms")
-    held = service.manager.popen([sys.executable, "-c", HOLD, str(service.port)], stdin=-1, stdout=-1)
+    lock = service.manager.runtime_dir / names.RUNTIME_DIR / names.LOCK_FILE
+    held = service.manager.popen([sys.executable, "-c", HOLD, lock], stdin=-1, stdout=-1)
     try:
         assert held.stdout is not None
         holder = int(held.stdout.readline())
         service.manager.systemctl("start", *service.units, check=False)
         service.manager.wait_for(SERVICE, ActiveState="failed")
         said = service.manager.run([service.manager.home / ".local/bin/accelctl", "status"], check=False).stderr
-        assert re.search(r"accelerd has failed to start, last at \d\d:\d\d: cannot listen on 127\.0\.0\.1:", said)
-        assert re.search(rf"{service.port}: python\S* \(pid {holder}\) uses the port", said)
+        cause = rf"another accelerd \(pid {holder}\) already runs for this user"
+        assert re.search(rf"accelerd has failed to start, last at \d\d:\d\d: {cause}", said)
     finally:
         held.communicate()
     service.manager.systemctl("reset-failed", SERVICE, SOCKET)

@@ -114,8 +114,12 @@ def ports(s: CheckContext) -> Iterator[Check]:
             yield _port(s, address)
         return
     ours = s.status.get("listen") or []
+    lacking = {one["address"]: one["problem"] for one in s.status.get("listeners") or () if one.get("problem")}
     for address in wanted:
-        if address in ours:
+        if address in lacking:
+            port = address.rpartition(":")[2]
+            yield Check("port", "fail", f"{lacking[address]}; accelerd tries again", f"ss -ltnp 'sport = :{port}'")
+        elif address in ours:
             yield Check("port", "ok", f"{address} is served by accelerd")
         elif address.startswith("[::1]:") and ours:
             yield Check("port", "ok", f"{address} is not served: this machine has no IPv6 loopback, or had none")

@@ -51,6 +51,8 @@ def show(out: CliOutput, status: dict[str, Any], *, named: bool) -> None:
     if errors := errors_in(problems):
         text = f"the configuration on disk has {count(errors, 'error')} and is not in use: accelctl config check"
         out.wrapped(text, indent="  ", first="! ", style="red")
+    for problem in (one["problem"] for one in status.get("listeners") or () if one.get("problem")):
+        out.wrapped(f"{problem}; accelerd tries again", indent="  ", first="! ", style="red")
     out.line(header(out, status, named=named))
     if urls := base_urls(status.get("listen") or ()):
         out.line(out.style(f"for clients: {', '.join(urls)}", "dim"))
