@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import msgspec
 
 from accelerd.base.errors import AccelError
+from accelerd.config.model import ModelSpec
 from accelerd.control.operations import ModelRequest, Request, operation
 from accelerd.control.parts import ControlParts
 from accelerd.memory.learned import LearnedRecord
@@ -70,6 +71,19 @@ class Forgotten(msgspec.Struct):
     """How many entries there were."""
 
     forgotten: int
+
+
+class BuildRequest(Request, frozen=True):
+    model: str | None = None  # None: one without settings of its own
+
+
+class Build(msgspec.Struct):
+    """The program that runs models, as accelerd's own environment has it."""
+
+    engine: str
+    version: str
+    backend: str  # what computes: "cpu", "radv", "cuda", …; "": not known
+    options: list[str]  # all names that it knows
 
 
 class FitOption(msgspec.Struct):
@@ -160,6 +174,14 @@ async def fit(parts: ControlParts, request: ModelRequest) -> Fit:
     options = [msgspec.convert(need, FitOption, from_attributes=True) for need in forecast.options]
     placement = FitPlacement(*parts.scheduler.placement(snapshot.spec.name))
     return Fit(snapshot.spec.name, snapshot.state, options, placement)
+
+
+@operation("look", "build")
+async def build(parts: ControlParts, request: BuildRequest) -> Build:
+    """The engine's program that would run a model."""
+    spec = parts.find(request.model).spec if request.model is not None else ModelSpec("a model")
+    found = await parts.model_info.build(spec)
+    return Build(found.engine, found.version, found.backend, sorted(found.options))
 
 
 def _entry(entry: LearnedRecord) -> LearnedEntry:

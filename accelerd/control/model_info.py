@@ -23,7 +23,7 @@ from accelerd.config.model import LAUNCH_FIELDS, ModelSpec
 from accelerd.control.state_store import StateStore
 from accelerd.devices.model import Device
 from accelerd.downloads.cache import cached
-from accelerd.engines.base import Engine, LaunchPlan
+from accelerd.engines.base import Engine, EngineBuild, LaunchPlan
 from accelerd.estimate.placing import default_device
 from accelerd.memory.learned import Learned
 from accelerd.memory.model import Forecast, MemoryRequirement, in_ram
@@ -108,6 +108,10 @@ class ModelInfo:
         estimate = replace(estimate, key=key, load_seconds=load_seconds, missing=missing)
         self._estimates[spec.name] = replace(estimate, provisional=False)  # the best that is known
         return self.learned.apply(estimate)
+
+    async def build(self, spec: ModelSpec) -> EngineBuild:
+        """The program that would run it, in accelerd's environment. AccelError."""
+        return await self._engines[spec.engine].build(spec)
 
     async def best_forecast(self, spec: ModelSpec) -> Forecast:
         """What one model will need; its program is asked, unless that would start a container."""

@@ -233,6 +233,10 @@ class Engine(Protocol):
         """
         ...
 
+    async def build(self, spec: ModelSpec) -> EngineBuild:
+        """The program that would run the model, whose files may be elsewhere. AccelError."""
+        raise AccelError("not_supported", f"nothing is known of the program of {spec.engine}", param="model")
+
     def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         """What of the model would fit into so much of each pool: one clause, or nothing. Quick."""
         ...

@@ -106,7 +106,34 @@ def test_a_file_that_fits(ctl: Ctl, daemon: FakeDaemon, models: Path) -> None:
         "! llama-server could not be queried for its settings, so this may be too high: cannot find the program"
         in " ".join(result.out.split())
     )
-    assert [request.route for request in daemon.requests] == ["memory"]
+    assert [request.route for request in daemon.requests] == ["memory", "build"]
+
+
+@pytest.mark.parametrize("backend", ["radv", "rocm", "cpu"])
+def test_the_program_is_the_daemons_and_not_that_of_this_shell(
+    ctl: Ctl, daemon: FakeDaemon, models: Path, tmp_path: Path, backend: str
+) -> None:
+    """What accelctl finds on its own PATH, and what its variables say of devices, is not what will run."""
+    asked = tmp_path / "asked"
+    program = tmp_path / "bin/llama-server"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {asked}\necho '--list-devices  list'\n")
+    program.chmod(0o755)
+    ctl.env["PATH"] = f"{program.parent}:{ctl.env['PATH']}"
+    rule = (
+        f'[rules.mine]\nwhen = {{ backend = "{backend}" }}\nset = {{ ubatch = 64 }}\nsource = "I"\nreason = "I say"\n'
+    )
+    ctl.configure("").with_name("tuning.toml").write_text(rule)
+    build = {"engine": "llama-server", "version": "7", "backend": backend, "options": ["--load-mode"]}
+    daemon.answers |= {"GET memory": Reply(pools()), "GET build": Reply(build)}
+    found = json.loads(ctl("fit", str(small(models)), "--json").out)
+    assert found["settings"]["ubatch"] == 64
+    assert not asked.exists()
+    assert not [note for note in found["notes"] if "queried" in note]
+    daemon.answers["GET build"] = error(503, "model_failed", "cannot find the program llama-server")
+    found = json.loads(ctl("fit", str(small(models)), "--json").out)
+    assert [note for note in found["notes"] if note.endswith("too high: cannot find the program llama-server")]
+    assert not asked.exists()
 
 
 def test_a_file_that_does_not_fit_says_by_how_much_and_ends_with_1(ctl: Ctl, daemon: FakeDaemon, models: Path) -> None:
@@ -299,7 +326,7 @@ def test_other_settings_are_estimated(ctl: Ctl, daemon: FakeDaemon, models: Path
     configure(ctl, models)
     daemon.answers |= {"GET memory": Reply(pools()), "GET fit": Reply(told(61, "measured"))}
     assert ctl("fit", "qwen", "--ctx", "4k").status == 0
-    assert [request.route for request in daemon.requests] == ["memory"]
+    assert [request.route for request in daemon.requests] == ["memory", "build"]
 
 
 def test_a_daemon_that_has_not_read_the_model_yet(ctl: Ctl, daemon: FakeDaemon, models: Path) -> None:

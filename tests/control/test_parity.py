@@ -128,6 +128,9 @@ CASES = [
          "model_not_found"),
     *(Case("fit", {"model": name}) for name in ("m", "local/m")),
     Case("fit", {"model": "no"}, code="model_not_found"),
+    Case("build", {"model": "m"}),
+    Case("build", code="model_failed"),  # there is no llama-server here
+    Case("build", {"model": "no"}, code="model_not_found"),
     Case("evict", bus=("Evict", "(toa{sv})", 0, "/", NONE), before="evict"),
     Case("evict", {"bytes": 1 << 60}, ("Evict", "(toa{sv})", 1 << 60, "/", NONE), code="does_not_fit"),
     Case("yield", {"for": 1800, "now": "1"},

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from accelerd.engines.base import EngineBuild
     from accelerd.estimate.bandwidth import Rate
 
-FILES = ("path", "model", "mmproj", "draft_model")  # keys of a model that may name what is not on this machine
 HOSTED = ("auto", "child", "systemd")  # homes whose program is this machine's
 
 
@@ -48,9 +47,11 @@ def fit(context: Context, model: str, wanted: dict[str, Any], here: LocalMachine
         other = replace(other, **wanted)
         return other_engines.fit(context, other, report or here.memory_page(), told, devices, settings)
     subject = find(context, model, wanted, settings)
-    report, told = ask_daemon(context, subject.spec.name if subject.configured else None, overridden=bool(wanted))
+    configured = subject.spec.name if subject.configured else None
+    report, told = ask_daemon(context, configured, overridden=bool(wanted))
+    asked = program_of_daemon(context, configured) if report is not None and subject.spec.home in HOSTED else None
     report = report or here.memory_page()
-    fitting, notes = judged(context, subject, settings, report, told, devices)
+    fitting, notes = judged(context, subject, settings, report, told, devices, asked)
     if report.get("yielded"):
         notes.append(yielded(report["yielded"]))
     if here.checked[0] is None:
@@ -81,6 +82,17 @@ def ask_daemon(
         return report, None  # it is newer than the configuration that the daemon has read
 
 
+def program_of_daemon(context: Context, configured: str | None) -> EngineBuild | Failure | None:
+    """The program that the daemon would start, found and asked in its environment; None: it does not tell."""
+    from accelerd.engines.base import EngineBuild
+
+    try:
+        told = context.client.get("build", model=configured)
+    except Failure as failure:
+        return failure if failure.code == "model_failed" else None
+    return EngineBuild(told["engine"], told["version"], told["backend"], frozenset(told["options"]))
+
+
 def judged(
     context: Context,
     subject: Subject,
@@ -88,8 +100,9 @@ def judged(
     report: dict[str, Any],
     told: dict[str, Any] | None,
     devices: tuple[Device, ...],
+    asked: EngineBuild | Failure | None,
 ) -> tuple[GgufFit, list[str]]:
-    """Compare the model with the machine; also notes for the user."""
+    """Compare the model with the machine; also notes for the user. `asked`: see `program_of_daemon`."""
     import platform
 
     from msgspec import structs
@@ -104,7 +117,7 @@ def judged(
         with_checkpoints,
     )
 
-    spec, build, notes = settled(context, subject, settings, devices)
+    spec, build, notes = settled(context, subject, settings, devices, asked)
     gpus = usable(devices)
     used, layers = settings_of(spec, build, gpus, platform.machine())
     used = with_checkpoints(used, spec, subject.read)
@@ -127,24 +140,19 @@ def judged(
 
 
 def settled(
-    context: Context, subject: Subject, settings: Any, devices: tuple[Device, ...]
+    context: Context,
+    subject: Subject,
+    settings: Any,
+    devices: tuple[Device, ...],
+    asked: EngineBuild | Failure | None,
 ) -> tuple[ModelSpec, EngineBuild | None, list[str]]:
     """The model with what tuning rules add, and the program that would run it; None: it could not be asked."""
     from accelerd.base.errors import AccelError
-    from accelerd.engines.base import TunedModel
     from accelerd.engines.llama_server.engine import LlamaServer
     from accelerd.engines.llama_server.files import with_task
     from accelerd.estimate.model_kind import identify_model
     from accelerd.tuning.resolve import situation, tune
     from accelerd.tuning.tuner import RuleTuner, device_for
-
-    rules = RuleTuner(context.roots.config_file, lambda: devices, context.roots.sys)
-
-    async def tuner(spec: ModelSpec, build: EngineBuild, weights: object) -> TunedModel:
-        """As the daemon's, for a model whose files may be elsewhere."""
-        device = device_for(spec, build, devices)
-        held = situation(spec, device, build, subject.model.header, subject.size)
-        return tune(rules.rules().rules, spec, held, rules.cores()[0])
 
     spec = with_task(subject.spec, identify_model(subject.model).kind)
     if spec.home not in HOSTED:
@@ -155,15 +163,17 @@ def settled(
         environ=context.env,
         cache=context.roots.cache / "features",
         search=(context.roots.cache / "llama-server" / "current" / "bin",),
-        tuner=tuner,
     )
     try:
-        absent: dict[str, Any] = {**dict.fromkeys(FILES), "lora": ()}
-        found = asyncio.run(engine.settle(replace(spec, **absent)))
+        if isinstance(asked, Failure):
+            raise AccelError("model_failed", asked.message)
+        build = asked or asyncio.run(engine.build(spec))
     except AccelError as error:
         note = f"llama-server could not be queried for its settings, so this may be too high: {error.problem}"
         return spec, None, [note]
-    return replace(found.tuned.spec, **{key: getattr(spec, key) for key in (*absent, "context")}), found.build, []
+    rules = RuleTuner(context.roots.config_file, lambda: devices, context.roots.sys)
+    held = situation(spec, device_for(spec, build, devices), build, subject.model.header, subject.size)
+    return tune(rules.rules().rules, spec, held, rules.cores()[0]).spec, build, []
 
 
 def rates(context: Context, devices: tuple[Device, ...]) -> Callable[[str], Rate | None]:

@@ -254,7 +254,19 @@ class LlamaServer(Engine):
             fail(Cause.REFUSED, f"cannot set anything of {spec.name}: {place.source} knows what it runs")
         own = self._seen[spec.name] = await asyncio.to_thread(self._files.check, spec)
         spec = own.spec
-        found, backend, seen = None, "", spec
+        program, features, build, found = await self._program(spec, place)
+        seen = files.as_seen_inside(spec, found) if found is not None else spec
+        tuned = await self._tuner(seen, build, parts(spec.path) if spec.path else [])
+        if spec.context == "auto":
+            context = await self._context(spec, tuned.spec, build)
+            tuned = structs.replace(tuned, spec=replace(tuned.spec, context=context))
+        return Settled(own, tuned, program, features, build, place, found)
+
+    async def _program(
+        self, spec: ModelSpec, place: ContainerAccess | None
+    ) -> tuple[Program, Features, EngineBuild, ContainerProgram | None]:
+        """The model's program, asked what it can do and what computes in it. AccelError('model_failed')."""
+        found, backend = None, ""
         if place is None:
             program = await asyncio.to_thread(self._local, spec)
         else:
@@ -266,16 +278,17 @@ class LlamaServer(Engine):
         features = await self._features.read(program)
         if backend in ("", "vulkan"):  # Vulkan's drivers differ
             backend = output.backend_listed(await self._features.devices(program, features)) or backend
-        if found is not None:
-            seen = files.as_seen_inside(spec, found)
-        elif not backend:
+        if place is None and not backend:
             backend = await asyncio.to_thread(output.backend_beside, program.path)
         build = EngineBuild(spec.engine, features.version, backend, frozenset(features.options))
-        tuned = await self._tuner(seen, build, parts(spec.path) if spec.path else [])
-        if spec.context == "auto":
-            context = await self._context(spec, tuned.spec, build)
-            tuned = structs.replace(tuned, spec=replace(tuned.spec, context=context))
-        return Settled(own, tuned, program, features, build, place, found)
+        return program, features, build, found
+
+    async def build(self, spec: ModelSpec) -> EngineBuild:
+        place = await self._places(spec)
+        if isinstance(place, FixedServer):
+            fail(Cause.REFUSED, f"cannot ask the program of {spec.name}: {place.source} knows what it runs")
+        _, _, build, _ = await self._program(spec, place)
+        return build
 
     async def _context(self, spec: ModelSpec, tuned: ModelSpec, build: EngineBuild) -> int | None:
         """The context that a model without one of its own gets where there is room."""
