@@ -189,6 +189,12 @@ class Dialect(Struct, frozen=True):
     busy: frozenset[int] = frozenset()  # statuses for a full queue: the gateway retries
     masks_errors: bool = False  # may report an error with status 200
     request_faults: str = ""  # regex: messages of errors with status 500 that only say what is wrong with the request
+    too_long: str = ""  # type of errors for a prompt that is too long, with n_prompt_tokens and n_ctx
+    # regex: messages of request faults for an input that does not fit one batch; groups: tokens of the two
+    too_large: str = ""
+    # regex: a choice of a plain chat completion without its null fields; groups: before `logprobs`, and from there to
+    # `refusal`; the same in every response, so that nobody has to read it
+    choice: bytes = b""
     key_refused: str = ""  # in the line that it prints when it is asked with a wrong key, as accelerd does once
     closes_after_streams: bool = False  # it closes the connection after a stream; the next one may be opened ahead
 

@@ -17,13 +17,12 @@ import msgspec
 
 from accelerd.base.decoding import from_json
 from accelerd.base.errors import AccelError, anthropic_type
+from accelerd.engines.base import Dialect
 from accelerd.gateway.responses import ANTHROPIC, RESPONSES, error_body
 
 Json = dict[str, Any]
 CHAT: Final = "/v1/chat/completions"
-TOO_LONG: Final = "exceed_context_size_error"  # llama-server's type
-# llama-server's words for an input to embed or rank that does not fit one batch.
-TOO_LARGE: Final = re.compile(r"input \((\d+) tokens\) is too large to process\..*\(current batch size: (\d+)\)")
+NO_DIALECT: Final = Dialect()
 MESSAGES: Final = ANTHROPIC  # and not what is below it: only this one streams
 # What a response of the Responses API has, beside what is known of it.
 RESPONSE: Final[Json] = {
@@ -39,22 +38,22 @@ RESPONSE: Final[Json] = {
 }
 
 
-def corrected_error(status: int, body: bytes, path: str, model: str, request_faults: str = "") -> tuple[int, bytes]:
-    """An engine's error as clients of that path expect it; what is none in its words stays as it is.
-
-    `request_faults`: see Dialect.
-    """
+def corrected_error(
+    status: int, body: bytes, path: str, model: str, dialect: Dialect = NO_DIALECT
+) -> tuple[int, bytes]:
+    """An engine's error as clients of that path expect it; what is none in its words stays as it is."""
     error = _error_in(body)
     if error is None:
         return status, body
-    if status == 500 and request_faults and re.search(request_faults, str(error.get("message"))):
+    message = str(error.get("message"))
+    if status == 500 and dialect.request_faults and re.search(dialect.request_faults, message):
         status = 400
         error |= {"code": 400, "type": "invalid_request_error"}
-        if (found := TOO_LARGE.fullmatch(str(error.get("message")))) is not None:
+        if dialect.too_large and (found := re.fullmatch(dialect.too_large, message)) is not None:
             text = f"the input has {found[1]} tokens, a batch of this model {found[2]}"
             keys = f"set a larger `ubatch`, `batch` and `context` for {model} in accelerd's configuration"
             error |= {"code": "context_length_exceeded", "message": f"{text}; for more, {keys}"}
-    if error.get("type") == TOO_LONG:
+    if dialect.too_long and error.get("type") == dialect.too_long:
         error |= {"code": "context_length_exceeded", "message": _too_long(error, path, model)}
     return status, msgspec.json.encode(_shaped(error, status, path))
 
@@ -183,17 +182,15 @@ class MessagesCorrection(WholeEvents):
         return event_of(body, "error")
 
 
-# llama-server's order. In a string the quotes would be escaped: nothing that the model says looks like this.
-CHOICE: Final = re.compile(rb'(\{"finish_reason":"[a-z_]+","index":\d+,)("message":\{"role":"assistant",)')
-
-
-def with_nulls(body: bytes) -> bytes:
+def with_nulls(body: bytes, dialect: Dialect) -> bytes:
     """A plain chat completion with the fields that OpenAI's always has, without reading it."""
+    if not dialect.choice:
+        return body
     logprobs = b"" if b'"logprobs":' in body else b'"logprobs":null,'
-    return CHOICE.sub(rb'\1%b\2"refusal":null,' % logprobs, body)
+    return re.sub(dialect.choice, rb'\1%b\2"refusal":null,' % logprobs, body)
 
 
-def stopped_by_sequence(body: bytes) -> bytes:
+def stopped_by_sequence(body: bytes, dialect: Dialect) -> bytes:
     """A plain message of Anthropic's with the reason of its stop."""
     if b'"stop_sequence":null' in body or b'"stop_sequence":' not in body:
         return body

@@ -233,7 +233,7 @@ class Forwarder:
         """It is the request's turn."""
         relay.replaceable = partial(self._replaceable, request)
         lease.cut, relay.leased = relay.cut, lease.progress
-        relay.request_faults = self._router.dialect(lease.record.spec).request_faults
+        relay.dialect = self._router.dialect(lease.record.spec)
 
     def _may_assemble(self, lease: Lease, request: InferenceRequest) -> bool:
         """Is a plain response asked for as a stream and assembled, if that can be? See stream_assembly.py."""

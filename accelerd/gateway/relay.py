@@ -20,6 +20,7 @@ from accelerd.base import names
 from accelerd.base.decoding import from_json
 from accelerd.base.errors import AccelError
 from accelerd.gateway.corrections import (
+    NO_DIALECT,
     PLAIN,
     Correction,
     corrected_error,
@@ -114,7 +115,7 @@ class Relay:
         self._size = 0  # bytes of it
         self._head: Head | None = None
         self._correction: Correction | None = None  # of the stream that goes through
-        self.request_faults = ""  # see Dialect
+        self.dialect = NO_DIALECT
         self.replaceable: Callable[[], bool] = lambda: False  # may another model answer instead, if the engine fails?
         self.several = False  # are several prompts answered in one stream?
         self.joined: JoinedStreams | None = None  # what makes one of several streams
@@ -246,7 +247,7 @@ class Relay:
         assert self.lease is not None
         if status < 500:
             return None
-        status, body = corrected_error(status, body, self._path, self.lease.model, self.request_faults)
+        status, body = corrected_error(status, body, self._path, self.lease.model, self.dialect)
         if status < 500 or not self.replaceable():
             return None
         self.ok = False
@@ -257,9 +258,9 @@ class Relay:
         """Send a whole response in the name of the leased model, corrected."""
         assert self.lease is not None
         if status >= 400:
-            status, body = corrected_error(status, body, self._path, self.lease.model, self.request_faults)
+            status, body = corrected_error(status, body, self._path, self.lease.model, self.dialect)
         elif self._path in PLAIN:
-            body = PLAIN[self._path](body)
+            body = PLAIN[self._path](body, self.dialect)
         self.ok = status < 500
         head = self._commit(status, content_type, self.lease.model, chunked=False, length=len(body))
         self._write(head + body)
@@ -347,7 +348,7 @@ class Relay:
             return error
         if self.committed:
             model = self.lease.model
-            status, body = corrected_error(status, body, self._path, model, self.request_faults)
+            status, body = corrected_error(status, body, self._path, model, self.dialect)
             self.ok = status < 500
             self._write_event(refusal_event(body, self._path, model))
             self._transport.close()

@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ServerSettings
 from accelerd.engines.base import Dialect
-from accelerd.engines.llama_server import LlamaServer
+from accelerd.engines.llama_server.dialect import DIALECT
 from accelerd.gateway.corrections import corrected_error, correction_for, error_event
 from tests.gateway.bench import SSE_HEAD, Bench, Speaker, bench, chunk, on_both_loops, plain, until
 from tests.gateway.client import CHAT, request
 
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
-FAULTS = LlamaServer.dialect.request_faults
 USER = {"messages": [{"role": "user", "content": "hi"}]}
 BODIES: dict[str, dict[str, Any]] = {CHAT: USER, MESSAGES: {"max_tokens": 9, **USER}, RESPONSES: {"input": "hi"}}
 
@@ -59,7 +58,7 @@ def events(stream: bytes) -> list[Any]:
     ],
 )
 def test_what_only_the_request_caused_is_a_bad_request(message: str) -> None:
-    status, body = corrected_error(500, said(message), CHAT, "m", FAULTS)
+    status, body = corrected_error(500, said(message), CHAT, "m", DIALECT)
     assert (status, json.loads(body)["error"]["type"]) == (400, "invalid_request_error")
     assert json.loads(body)["error"]["message"] == message
     assert corrected_error(500, said(message), CHAT, "m")[0] == 500, "another engine may mean something else"
@@ -69,24 +68,24 @@ def test_what_only_the_request_caused_is_a_bad_request(message: str) -> None:
     "message", ["Compute error.", "device lost", "Invalid input batch.", "got exception: x", "std::bad_alloc", ""]
 )
 def test_the_engines_own_failures_stay_its_own(message: str) -> None:
-    assert corrected_error(500, said(message), CHAT, "m", FAULTS)[0] == 500
+    assert corrected_error(500, said(message), CHAT, "m", DIALECT)[0] == 500
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"error":"text"}', b'{"detail":1}', b"[" * 100_000, b"\xff"])
 def test_what_is_no_error_of_theirs_stays_as_it_is(body: bytes) -> None:
     for path in BODIES:
-        assert corrected_error(500, body, path, "m", FAULTS) == (500, body)
+        assert corrected_error(500, body, path, "m", DIALECT) == (500, body)
 
 
 def test_a_refusal_for_length_has_openais_code_and_names_the_key() -> None:
     too_long = said("request (9 tokens) exceeds 8", "exceed_context_size_error", 400, n_prompt_tokens=9, n_ctx=8)
     for path in (CHAT, RESPONSES):
-        status, body = corrected_error(400, too_long, path, "qwen")
+        status, body = corrected_error(400, too_long, path, "qwen", DIALECT)
         error = json.loads(body)["error"]
         assert (status, error["code"], error["n_ctx"]) == (400, "context_length_exceeded", 8)
         assert error["message"].startswith("request (9 tokens) exceeds 8; ")
         assert "`context` for qwen" in error["message"]
-    answer = json.loads(corrected_error(400, too_long, MESSAGES, "qwen")[1])
+    answer = json.loads(corrected_error(400, too_long, MESSAGES, "qwen", DIALECT)[1])
     assert (answer["type"], answer["error"]["type"]) == ("error", "invalid_request_error")
     assert answer["error"]["message"].startswith("prompt is too long: 9 tokens > 8 maximum")
 
@@ -94,7 +93,7 @@ def test_a_refusal_for_length_has_openais_code_and_names_the_key() -> None:
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/rerank"])
 def test_an_input_longer_than_a_batch_is_refused_for_length(path: str) -> None:
     message = "input (901 tokens) is too large to process. increase the physical batch size (current batch size: 512)"
-    status, body = corrected_error(500, said(message), path, "bge", FAULTS)
+    status, body = corrected_error(500, said(message), path, "bge", DIALECT)
     error = json.loads(body)["error"]
     assert (status, error["code"], error["type"]) == (400, "context_length_exceeded", "invalid_request_error")
     assert error["message"].startswith("the input has 901 tokens, a batch of this model 512; ")
@@ -277,7 +276,7 @@ async def test_a_plain_chat_has_the_fields_that_openais_always_has(tmp_path: Pat
     more = {} if logprobs is None else {"logprobs": logprobs}
     choices = [{"finish_reason": "stop", "index": index, "message": message, **more} for index in range(2)]
     said = {"choices": choices, "object": "chat.completion"}
-    async with bench(tmp_path) as b, await b.client() as client:
+    async with bench(tmp_path, others={"llama-server": Speaker(DIALECT)}) as b, await b.client() as client:
         b.engine.says(plain(json.dumps(said, separators=(",", ":")).encode()))
         answer = (await client.ask(body={"model": "m", **USER})).json()
     expected = [{**one, "message": {**message, "refusal": None}, "logprobs": logprobs} for one in choices]

@@ -20,6 +20,7 @@ from accelerd.engines.http import HttpError
 from accelerd.engines.lemonade import model, request
 from accelerd.engines.lemonade.catalogue import Catalogue
 from accelerd.engines.lemonade.client import LemonadeClient, ServerAddress
+from accelerd.engines.llama_server.dialect import DIALECT
 from accelerd.engines.llama_server.environment import NO_BACKTRACE
 from accelerd.engines.llama_server.output import NOTABLE, OUT_OF_MEMORY, TOO_LARGE
 from accelerd.memory.model import Forecast, MemoryRequirement
@@ -39,7 +40,13 @@ INHERITED = (
 class Lemonade(Engine):
     """Plans for models in a Lemonade Server. One object for all models."""
 
-    dialect = Dialect(streams_notice_disconnect=True, busy=frozenset((503,)), masks_errors=True)
+    dialect = Dialect(
+        streams_notice_disconnect=True,
+        busy=frozenset((503,)),
+        masks_errors=True,
+        too_long=DIALECT.too_long,  # it passes on what its llama-server says
+        choice=DIALECT.choice,
+    )
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -70,6 +70,15 @@ def read(spec: ModelSpec) -> ReadArguments:
                 except (ValueError, IndexError):
                     unknown.append(flag)
     return ReadArguments(replace(spec, **decided) if decided else spec, for_estimate, tuple(dict.fromkeys(unknown)))
+
+
+def last(arguments: Sequence[str], names: Collection[str]) -> str | None:
+    """The last value that they give an option; None: it is not there."""
+    found = None
+    for flag, words in _options(arguments):
+        if flag in names:
+            found = words[0] if words else ""
+    return found
 
 
 def _options(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:

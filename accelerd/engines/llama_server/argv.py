@@ -186,25 +186,15 @@ def prompt_cache(spec: ModelSpec, options: Collection[str] | None) -> tuple[int,
     """
     if spec.embeddings or spec.rerank or (options is not None and not set(CACHE_FLAGS).intersection(options)):
         return 0, 0
-    told = argument(spec.extra_args, CACHE_FLAGS)
+    told = arguments.last(spec.extra_args, CACHE_FLAGS)
     if told is not None and told.isascii() and told.isdigit():
         return int(told) * MIB, 0
     return (0, CACHE_MOST) if spec.prompt_cache is None else (spec.prompt_cache, 0)
 
 
-def argument(arguments: Sequence[str], names: Collection[str]) -> str | None:
-    """The last value that extra_args give an option."""
-    found = None
-    for index, argument in enumerate(arguments):
-        flag, _, value = argument.partition("=")
-        if flag in names:
-            found = value or (arguments[index + 1] if index + 1 < len(arguments) else "")
-    return found
-
-
 def _prompt_cache(line: CommandLine, size: int) -> None:
     spec = line.spec
-    if argument(spec.extra_args, CACHE_FLAGS) is not None:
+    if arguments.last(spec.extra_args, CACHE_FLAGS) is not None:
         return
     if spec.embeddings or spec.rerank:
         size = 0

@@ -31,7 +31,6 @@ from accelerd.engines.base import (
     ContainerAccess,
     ContainerLookup,
     ContainerProgram,
-    Dialect,
     Endpoint,
     Engine,
     EngineBuild,
@@ -48,6 +47,7 @@ from accelerd.engines.base import (
 )
 from accelerd.engines.http import HttpError, has_path, request
 from accelerd.engines.llama_server import argv, environment, files, fit_params, output, placement, probe
+from accelerd.engines.llama_server.dialect import DIALECT
 from accelerd.engines.llama_server.features import FeatureReader, Features
 from accelerd.engines.llama_server.forecast import Forecaster
 from accelerd.engines.program import Program, find, local
@@ -121,23 +121,10 @@ class Properties(Struct):
     modalities: dict[str, bool] = field(default_factory=dict)
 
 
-# What it answers with status 500 although it has only read the request: its messages, tools, template and media.
-REQUEST_FAULTS: Final = (
-    r"^(Failed to (parse|tokenize|load image|download)|Cannot (use|specify)|Unknown |Unsupported |Only no echo|Error: )"
-    r"|json\.exception|While executing|Jinja Exception|not support(ed| )|requires --jinja|must (not )?be |is required$"
-    r"|Invalid (base64|token)|too large to process|larger than the max context"
-)
-
-
 class LlamaServer(Engine):
     """Plans for llama.cpp's server. One object for all models: it remembers what the programs it has seen can do."""
 
-    dialect = Dialect(
-        streams_notice_disconnect=True,
-        closes_after_streams=True,
-        request_faults=REQUEST_FAULTS,
-        key_refused="unauthorized: Invalid API Key",
-    )
+    dialect = DIALECT
 
     def __init__(
         self,

@@ -233,7 +233,7 @@ class Forecaster:
 
 def with_checkpoints(settings: EstimateSettings, spec: ModelSpec, read: ModelFiles) -> EstimateSettings:
     """As many saved states as the program would keep by itself, or as many as take the memory that is set for them."""
-    if not settings.checkpoints or argv.argument(spec.extra_args, (*argv.CHECKPOINT_FLAGS, "-ctxcp")) is not None:
+    if not settings.checkpoints or arguments.last(spec.extra_args, (*argv.CHECKPOINT_FLAGS, "-ctxcp")) is not None:
         return settings
     one = estimate(read.model, replace(settings, checkpoints=1)).checkpoints
     least, most = argv.CHECKPOINTS
@@ -401,7 +401,7 @@ def offers(known: ForecastInputs, room: Mapping[str, int], backing: smaller.Back
 
 def _no_cache(spec: ModelSpec) -> str:
     """The setting without which no memory is set aside for a prompt cache."""
-    told = argv.argument(spec.extra_args, argv.CACHE_FLAGS) is not None  # extra_args have the last word
+    told = arguments.last(spec.extra_args, argv.CACHE_FLAGS) is not None  # extra_args have the last word
     return "--cache-ram 0 in extra_args" if told else 'prompt_cache = "auto"'
 
 
