@@ -88,6 +88,7 @@ class ModelStatus(msgspec.Struct):
     held: bool  # by a client
     preload: bool
     memory: int
+    prompt_cache: int  # of it
     memory_source: str
     memory_used: int | None
     device: str
@@ -307,6 +308,7 @@ def model_status(parts: ControlParts, snapshot: Snapshot) -> ModelStatus:
         held=bool(snapshot.holds),
         preload=spec.preload,
         memory=snapshot.memory,
+        prompt_cache=snapshot.need.cache,
         memory_source=snapshot.memory_source,
         memory_used=snapshot.memory_used,
         device=snapshot.device,

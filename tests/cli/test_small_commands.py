@@ -67,6 +67,14 @@ def test_models_show_the_engine_s_own_words_where_it_has_some(ctl: Ctl, daemon: 
     assert " ".join(other).endswith("lemonade: flm - reasoning, tool-calling")
 
 
+def test_what_models_reserve_for_prompt_caches_is_said(ctl: Ctl, daemon: FakeDaemon) -> None:
+    one, other = dict(FLEET[0], prompt_cache=128 << 20), dict(FLEET[1], prompt_cache=0)
+    daemon.answers["GET status"] = Reply(status(one, other))
+    assert ctl("models").out.splitlines()[-1] == f"RESERVES includes prompt caches: {one['name']} 128 MiB"
+    daemon.answers["GET status"] = Reply(status(other))
+    assert "prompt caches" not in ctl("models").out
+
+
 def test_names_are_those_that_the_daemon_knows(ctl: Ctl, daemon: FakeDaemon) -> None:
     models = status(*FLEET)["models"]
     wanted = [m["name"] for m in models] + [alias for m in models for alias in m["aliases"]]

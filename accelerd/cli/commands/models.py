@@ -44,6 +44,8 @@ def run(context: Context, args: argparse.Namespace) -> int:
         rows.append((model["name"], model["state"], memory, kept, engine(model), aliases, labels))
     shown = len(HEAD) if any(row[-1] != "-" for row in rows) else len(HEAD) - 1
     out.table(HEAD[:shown], [row[:shown] for row in rows], [("bold", *[""] * (shown - 1))] * len(rows))
+    if caches := [f"{one['name']} {human_size(one['prompt_cache'])}" for one in models if one.get("prompt_cache")]:
+        out.wrapped(f"RESERVES includes prompt caches: {', '.join(caches)}", indent="", style="dim")
     if routes:
         out.line()
         lines = [(route["name"], ", ".join(route["models"]), route.get("description") or "-") for route in routes]
