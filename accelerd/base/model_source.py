@@ -36,11 +36,10 @@ class Source(Struct, frozen=True):
         if text.startswith(ADDRESSES):
             return _address(text)
         name = text.removeprefix(SCHEME).removeprefix("//")
-        host, _, rest = name.partition("/")
-        if host.lower() in HOSTS:
-            name = rest
+        if name.partition("/")[0].lower() in HOSTS:
+            return _address(f"https://{name}")
         name, _, quant = name.strip("/").partition(":")
-        return _in_hub(text, name, "" if quant.lower() == "latest" else quant)
+        return _in_hub(text, name, quant)
 
     @property
     def public(self) -> str:
@@ -65,6 +64,7 @@ def is_source(text: str) -> bool:
 
 
 def _in_hub(text: str, name: str, quant: str) -> Source:
+    quant = "" if quant.lower() == "latest" else quant
     repo = "/".join(name.split("/")[:2])
     file = name[len(repo) + 1 :]
     if not REPOSITORY.fullmatch(repo) or (quant and not QUANT.fullmatch(quant)) or ".." in repo:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import tomllib
 from pathlib import Path
@@ -144,6 +145,8 @@ def test_all_models_of_a_directory(ctl: Ctl, model: Path, daemon: FakeDaemon) ->
     (model.parent / "deep").mkdir()
     gguf(model.parent / "deep", "embed.gguf", **{"general.architecture": string("bert")})
     (model.parent / "again.gguf").symlink_to(model)
+    (model.parent / "round.gguf").symlink_to("round.gguf")
+    os.mkfifo(model.parent / "fifo.gguf")
     (model.parent / "style.gguf").write_bytes(header({"general.type": string("adapter")}, tensors=0))
     result = ctl("add", str(model.parent))
     assert result.status == 0, result.err
@@ -155,6 +158,16 @@ def test_all_models_of_a_directory(ctl: Ctl, model: Path, daemon: FakeDaemon) ->
     again = ctl("add", str(model.parent), "--json")
     assert again.status == 1
     assert "it is configured already as other" in " ".join(json.loads(again.out)["error"]["tail"])
+
+
+def test_the_address_of_a_file_on_this_machine(ctl: Ctl, model: Path) -> None:
+    folder = model.parent / "a b"
+    folder.mkdir()
+    other = gguf(folder, "Größe.gguf")
+    assert ctl("add", other.as_uri(), "--name", "one").status == 0
+    assert dropin(ctl, "one") == {"path": str(other)}
+    gone = ctl("add", "file:///gone/x%20y.gguf")
+    assert (gone.status, "there is no such file: /gone/x y.gguf" in gone.err) == (1, True)
 
 
 def test_several_files_with_options_between_them(ctl: Ctl, model: Path) -> None:
@@ -198,7 +211,13 @@ def test_the_task_is_that_of_the_file(ctl: Ctl, tmp_path: Path, more: dict[str, 
     assert "accelctl chat" not in result.out
 
 
-def test_a_model_without_a_chat_template_is_tried_with_a_completion(ctl: Ctl, tmp_path: Path) -> None:
+@pytest.mark.parametrize("curl", [True, False])
+def test_a_model_without_a_chat_template_is_tried_with_a_completion(ctl: Ctl, tmp_path: Path, curl: bool) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    ctl.env["PATH"] = str(programs)
+    if curl:
+        (programs / "curl").symlink_to("/bin/true")
     ctl.configure('server.listen = ["127.0.0.1:4321"]\n')
     plain = write(
         tmp_path / "base.gguf", {"general.architecture": string("qwen3")}, {"blk.0.attn_q.weight": ((256, 64), 0)}
@@ -208,9 +227,11 @@ def test_a_model_without_a_chat_template_is_tried_with_a_completion(ctl: Ctl, tm
     assert added.status == 0, added.err
     said = added.out
     line = next(line for line in said.splitlines() if line.startswith("try it: "))
-    command = shlex.split(line.removeprefix("try it: "))
-    assert command[:3] == ["curl", "http://localhost:4321/v1/completions", "--json"]
-    assert json.loads(command[3])["model"] == "base"
+    given = line.removeprefix("try it: ")
+    *command, body = shlex.split(given) if curl else given.split(" ", 2)
+    url = "http://localhost:4321/v1/completions"
+    assert command == (["curl", url, "--json"] if curl else ["POST", url])
+    assert json.loads(body)["model"] == "base"
     assert "accelctl chat" not in said
     assert "try it: accelctl chat talks" in ctl("add", str(talks)).out
     notes = [ctl("chat", name, "hi").err.count("has no chat template") for name in ("base", "talks")]

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,6 +165,7 @@ def look_up(
         npu = npu_models.look_up(context, source, config.flm.binary)
         yield NewModel(npu.tag, npu.table, npu.name, npu=npu)
         return
+    source = gguf_files.without_scheme(source)
     if not source.strip():
         raise usage("the name of the model is empty", "write . for this directory")
     local = gguf_files.looks_like_path(source)
@@ -233,10 +236,10 @@ def of_file(found: gguf_files.FoundModel) -> NewModel:
 
 def in_directory(folder: Path, skipped: list[str]) -> Iterator[NewModel]:
     """Every model below a directory; links to one file are one model."""
-    seen: set[Path] = set()
+    seen: set[str] = set()
     unseen: list[bool] = []
     for path in sorted(gguf_files.files_below(folder, lambda: unseen.append(True))):
-        real = path.resolve()
+        real = os.path.realpath(path)
         if real in seen:
             continue
         seen.add(real)
@@ -431,8 +434,10 @@ def chat(model: NewModel) -> str:
 
 
 def completion(context: Context, model: NewModel) -> str:
-    """The command that has a model without a chat template go on with a text."""
+    """What has a model without a chat template go on with a text: a command, or without curl what to send."""
     config, _ = configuration(context)
     url = next(iter(base_urls(config.server.listen if config is not None else ())), "http://localhost:4000/v1")
-    body = json.dumps({"model": model.name, "prompt": "Once upon a time", "max_tokens": 32})
+    body = json.dumps({"model": model.name, "prompt": "Once upon a time", "max_tokens": 32}, ensure_ascii=False)
+    if shutil.which("curl", path=context.env.get("PATH")) is None:
+        return f"POST {url}/completions {body}"
     return shlex.join(["curl", f"{url}/completions", "--json", body])

@@ -40,7 +40,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
         kept += ", preloaded" if model.get("preload") else ""
         aliases = ", ".join(model.get("aliases") or ()) or "-"
         labels = ", ".join(model.get("labels") or ()) or "-"
-        memory = human_size(model.get("memory"))
+        memory = human_size(model.get("memory") or None)
         rows.append((model["name"], model["state"], memory, kept, engine(model), aliases, labels))
     shown = len(HEAD) if any(row[-1] != "-" for row in rows) else len(HEAD) - 1
     out.table(HEAD[:shown], [row[:shown] for row in rows], [("bold", *[""] * (shown - 1))] * len(rows))

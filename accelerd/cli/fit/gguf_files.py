@@ -12,7 +12,9 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
+from accelerd.base.model_source import HOSTS
 from accelerd.cli.failure import ExitStatus, Failure
 from accelerd.estimate.model_kind import Identified, Kind, identify
 
@@ -61,8 +63,13 @@ def well_known(home: Path, env: Mapping[str, str]) -> list[Path]:
     return [place for place in places if place.is_dir()]
 
 
+def without_scheme(text: str) -> str:
+    """A path, where the address of a file on this machine is what was copied."""
+    return unquote(text.removeprefix("file://")) if text.startswith("file:///") else text
+
+
 def looks_like_path(text: str) -> bool:
-    named_as_file = "/" in text and text.lower().endswith(".gguf")
+    named_as_file = "/" in text and text.lower().endswith(".gguf") and text.partition("/")[0].lower() not in HOSTS
     return text.startswith(("/", "~", ".")) or Path(text).expanduser().exists() or named_as_file
 
 

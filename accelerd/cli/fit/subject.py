@@ -46,6 +46,7 @@ class Subject:
 
 def find(context: Context, text: str, given: Mapping[str, Any], config: Config) -> Subject:
     """What `text` names: an address, a configured model, a file. `given`: fields of its ModelSpec. Failure."""
+    text = gguf_files.without_scheme(text)
     if text.startswith((*ADDRESSES, SCHEME)):
         return of_address(text, gguf_name(text), given, context)
     if gguf_files.looks_like_path(text):
