@@ -418,6 +418,20 @@ def test_what_is_too_large_is_not_recommended_for_a_try(ctl: Ctl, model: Path, m
     assert "try it: accelctl chat 'it fits' 'Say hello'" in ctl("add", str(model), "--name", "it fits").out
 
 
+@pytest.mark.parametrize(("needed", "said"), [(90, "90.0 GiB"), (3, None)])
+def test_what_the_daemon_knows_of_a_models_size_counts(
+    ctl: Ctl, daemon: FakeDaemon, model: Path, monkeypatch: pytest.MonkeyPatch, needed: int, said: str | None
+) -> None:
+    """By its header alone a model may look larger than what the installed program makes of it."""
+    monkeypatch.setattr(LocalMachine, "too_big", lambda self, spec: 70 << 30)
+    monkeypatch.setattr(LocalMachine, "takes", lambda self, amounts: sum(amounts.values()) < 4 << 30)
+    options = [{"amounts": {"ram": 1 << 30, "0000:c1:00.0": (needed - 1) << 30}}]
+    daemon.answers |= {"POST reload": RELOADED, "GET fit": Reply({"options": options})}
+    result = ctl("add", str(model), "--name", "m")
+    assert ("try it" in result.out) == (said is None)
+    assert (f"it needs {said}, which" in result.out) if said else ("it needs" not in result.out)
+
+
 @pytest.mark.parametrize(
     ("states", "words"),
     [
