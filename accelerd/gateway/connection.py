@@ -21,6 +21,7 @@ from accelerd.gateway.relay import Relay
 from accelerd.gateway.request_parser import HttpRequest, RequestParser
 from accelerd.gateway.responses import Response, error_response
 from accelerd.gateway.sweeper import Sweeper
+from accelerd.system.activation import peer_of
 
 log = logging.getLogger(__name__)
 
@@ -121,8 +122,12 @@ class ClientConnection(asyncio.Protocol):
         server = self._server
         server.connections.add(self)
         self._wait(server.settings.header_timeout)
-        if len(server.connections) > server.settings.max_connections:
+        error = None
+        if server.local and peer_of(transport.get_extra_info("socket"))[1] not in (0, os.getuid()):
+            error = AccelError("unauthorized", "only the user that runs accelerd may use its control socket")
+        elif len(server.connections) > server.settings.max_connections:
             error = AccelError("too_many_connections", "too many connections (server.max_connections)", retry_after=1)
+        if error is not None:
             self._ending = True
             self.transport.write(error_response(error).encode(keep_alive=False))
             self.transport.close()

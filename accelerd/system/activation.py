@@ -195,6 +195,12 @@ def show_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def peer_of(sock: socket.socket) -> tuple[int, int]:
+    """Pid and uid at the other end of a unix socket."""
+    pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return pid, uid
+
+
 def close_all(sockets: Iterable[socket.socket]) -> None:
     """Close every socket, without shutting any down."""
     for sock in sockets:
@@ -255,8 +261,7 @@ def _remove_stale(path: Path, directory: int) -> None:
         except BlockingIOError:
             who = "another process"  # its queue is full
         else:
-            pid, _, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            who = f"process {pid}"
+            who = f"process {peer_of(probe)[0]}"
     raise StartError(
         f"cannot listen on {path}: {who} listens on it; "
         "if that is systemd, start accelerd with: systemctl --user start accelerd"

@@ -5,17 +5,12 @@ from __future__ import annotations
 import json
 import re
 import socket
-import struct
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import psutil
 import pytest
 
 from accelerd import __version__
-from accelerd.base.errors import AccelError
-from accelerd.control.http import HttpControl
 from tests.daemon.kit import QUICK, Site, side_by_side
 from tests.harness import ROOT, Daemon, DaemonFactory, UnixConnection, eventually
 
@@ -90,28 +85,6 @@ def test_the_routes_exist_on_the_socket_only(daemon: Daemon) -> None:
     assert (unknown.status, unknown.code) == (404, "not_found")
     models = daemon.control("GET", "/v1/models").json()["data"]
     assert [m["id"] for m in models] == [m["name"] for m in daemon.status()["models"]]
-
-
-def test_another_users_process_is_refused() -> None:
-    def request_of(uid: int) -> Any:
-        credentials = SimpleNamespace(getsockopt=lambda *_: struct.pack("3i", 1, uid, uid))
-        transport = SimpleNamespace(get_extra_info=lambda name: {"socket": credentials}[name])
-        return SimpleNamespace(transport=transport, method="POST", raw_path="/accelerd/v1/nothing")
-
-    control = HttpControl(cast(Any, SimpleNamespace(operations={})))
-    with pytest.raises(AccelError) as refused:
-        _run(control(request_of(4711), "/accelerd/v1/nothing"))
-    assert refused.value.code == "unauthorized"
-    with pytest.raises(AccelError) as unknown:
-        _run(control(request_of(0), "/accelerd/v1/nothing"))
-    assert unknown.value.code == "not_found"
-
-
-def _run(coroutine: Any) -> None:
-    try:
-        coroutine.send(None)
-    finally:
-        coroutine.close()
 
 
 # --- status ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ from aiohttp import ClientConnectionResetError, web
 
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ServerSettings
+from accelerd.gateway import connection
 from tests.gateway.bench import Bench, bench, on_both_loops, until
-from tests.gateway.client import Client, chat, request
+from tests.gateway.client import CHAT, Client, chat, request
 
 PREFIX = "/accelerd/v1"
 
@@ -63,6 +65,22 @@ def attach(b: Bench) -> Control:
     control = Control()
     b.gateway.make_control = lambda: control
     return control
+
+
+@on_both_loops
+async def test_nobody_but_its_user_and_root_is_let_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the mode of the socket is: who comes here needs no key."""
+    asked = (("GET", "/v1/models", None), ("POST", CHAT, chat()), ("POST", f"{PREFIX}/echo", {}))
+    async with bench(tmp_path, keys=(bytes(32),)) as b:
+        attach(b)
+        for uid in (os.getuid(), 0):
+            monkeypatch.setattr(connection, "peer_of", lambda sock, uid=uid: (1, uid))
+            async with await Client.open_unix(b.unix) as client:
+                assert [(await client.ask(*one)).status for one in asked] == [200] * 3
+        monkeypatch.setattr(connection, "peer_of", lambda sock: (1, 4711))
+        async with await Client.open_unix(b.unix) as client:
+            refused = await client.response()
+            assert (refused.status, refused.code) == (401, "unauthorized")
 
 
 @on_both_loops
