@@ -245,7 +245,7 @@ class LlamaServer(Engine):
         seen = files.as_seen_inside(spec, found) if found is not None else spec
         tuned = await self._tuner(seen, build, parts(spec.path) if spec.path else [])
         if spec.context == "auto":
-            context = await self._context(spec, tuned.spec, build)
+            context = await self._context(own, tuned.spec, build)
             tuned = structs.replace(tuned, spec=replace(tuned.spec, context=context))
         return Settled(own, tuned, program, features, build, place, found)
 
@@ -277,13 +277,11 @@ class LlamaServer(Engine):
         _, _, build, _ = await self._program(spec, place)
         return build
 
-    async def _context(self, spec: ModelSpec, tuned: ModelSpec, build: EngineBuild) -> int | None:
+    async def _context(self, own: files.SeenFiles, tuned: ModelSpec, build: EngineBuild) -> int | None:
         """The context that a model without one of its own gets where there is room."""
-
-        def best() -> int | None:
-            return next(iter(self._forecaster.contexts(spec, tuned, build, tuple(self._devices()))), spec.tokens)
-
-        return await asyncio.to_thread(best)
+        known = await asyncio.to_thread(self._forecaster.forecast, own.spec, tuned, build, tuple(self._devices()))
+        context = known.options[0].context or own.spec.tokens
+        return min(context, own.model.context) if context and own.model.context else context
 
     async def forecast(self, spec: ModelSpec, devices: Sequence[Device], *, ask: bool) -> Forecast:
         """What the model will need. Never raises. `ask`: its programs may be asked, which can take seconds.

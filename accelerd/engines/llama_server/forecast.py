@@ -100,8 +100,8 @@ class Forecaster:
     ) -> Forecast:
         """`spec`: with names as they are here; `settled`: with all that is added to it; `build` None: not asked.
 
-        `answer`: what llama-fit-params says of it with the first of `contexts`. `names`: what the program calls the
-        GPUs, by slot.
+        `answer`: what llama-fit-params says of it with the longest context that it may have. `names`: what the program
+        calls the GPUs, by slot.
         """
         if spec.memory is not None:
             declared = self._declared(spec, devices)
@@ -112,26 +112,12 @@ class Forecaster:
         if build is None and earlier is not None and earlier.told == spec:  # what was asked before still holds
             settled, build, answer = earlier.spec, earlier.build, answer or earlier.answer
             names = earlier.names
-        try:
-            known = self._inputs(spec, settled, build, devices, answer, names)
-        except (GgufError, OSError) as error:
-            return Forecast((self._unread(spec, error),))
-        placed = tuple(need for context in known.contexts or (None,) for need in self._placed(known, context))
-        return with_cache(Forecast(placed, self._key(known, build) if build is not None else ""), settled, build)
-
-    def _inputs(
-        self,
-        spec: ModelSpec,
-        settled: ModelSpec,
-        build: EngineBuild | None,
-        devices: Sequence[Device],
-        answer: FitAnswer | None = None,
-        names: Mapping[str, str] | None = None,
-    ) -> ForecastInputs:
-        """What a forecast is made of, kept for later questions. GgufError, OSError."""
         gpus = usable(devices)
         settings, layers = settings_of(settled, build, gpus, self._machine(), names)
-        read = self._read(spec, settled, arguments.read(settled).spec)
+        try:
+            read = self._read(spec, settled, arguments.read(settled).spec)
+        except (GgufError, OSError) as error:
+            return Forecast((self._unread(spec, error),))
         settings = with_checkpoints(settings, settled, read)
         known = ForecastInputs(read, settings, settled, gpus, layers, spec, build, answer, names=names)
         if spec.context == "auto":
@@ -139,7 +125,8 @@ class Forecaster:
         while len(self._known) >= MOST_KNOWN:
             self._known.pop(next(iter(self._known)))
         self._known[spec.name] = known
-        return known
+        placed = tuple(need for context in known.contexts or (None,) for need in self._placed(known, context))
+        return with_cache(Forecast(placed, self._key(known, build) if build is not None else ""), settled, build)
 
     @staticmethod
     def _placed(known: ForecastInputs, context: int | None) -> Iterable[MemoryRequirement]:
@@ -155,17 +142,6 @@ class Forecaster:
                 need = corrected(need, found, answer, weights_only=context not in (None, *known.contexts[:1]))
             source = f"{need.source}; {beside}" if unknown else need.source
             yield replace(need, context=context, source=source)
-
-    def contexts(
-        self, spec: ModelSpec, settled: ModelSpec, build: EngineBuild | None, devices: Sequence[Device]
-    ) -> tuple[int, ...]:
-        """The contexts that the model may have where its setting leaves that open, the best first. Never raises."""
-        if spec.context != "auto" or not spec.path:
-            return ()
-        try:
-            return self._inputs(spec, settled, build, devices).contexts
-        except (GgufError, OSError):
-            return ()
 
     def context(self, spec: ModelSpec) -> int | None:
         """The context that the model gets where there is room for it, as far as that is known."""
