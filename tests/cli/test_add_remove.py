@@ -160,6 +160,14 @@ def test_all_models_of_a_directory(ctl: Ctl, model: Path, daemon: FakeDaemon) ->
     assert "it is configured already as other" in " ".join(json.loads(again.out)["error"]["tail"])
 
 
+def test_a_model_that_is_configured_is_not_searched_for(ctl: Ctl, model: Path) -> None:
+    ctl.configure(f'[models."llama3:8b"]\npath = "{model}"\n')
+    for command in ("pull", "add"):
+        result = ctl(command, "llama3:8b")
+        assert result.status == 1
+        assert "already (accelerd.toml:2); load it: accelctl load llama3:8b" in result.err
+
+
 def test_the_address_of_a_file_on_this_machine(ctl: Ctl, model: Path) -> None:
     folder = model.parent / "a b"
     folder.mkdir()

@@ -177,6 +177,9 @@ def look_up(
         yield from in_directory(path, skipped)
     elif local:
         yield of_file(gguf_files.by_path(path))
+    elif (spec := config.models.get(source)) is not None and not args.name:
+        text = f"{source} is a model of the configuration already ({where(spec)})"
+        raise Failure(text, code="exists", hint=f"load it: {accelctl('load', source)}")
     else:
         yield of_file(gguf_files.by_name(source, gguf_files.well_known(context.roots.home, context.env)))
 
