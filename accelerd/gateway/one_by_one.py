@@ -11,9 +11,11 @@ from typing import Any, Final
 
 import msgspec
 
+from accelerd.base.errors import AccelError
 from accelerd.gateway.corrections import WholeEvents, event_of
 
 Json = dict[str, Any]
+UNKNOWN: Final = (msgspec.DecodeError, KeyError, TypeError)  # what is no answer in OpenAI's shape
 RANDOM_SEED: Final = (1 << 32) - 1  # llama-server's word for none
 
 
@@ -30,11 +32,14 @@ def bodies_of(body: bytes, count: int, seed: int | None) -> Iterator[bytes]:
 
 
 def joined(answers: Sequence[bytes]) -> bytes:
-    """Plain responses as one, with the usage of the first as llama-server has it."""
+    """Plain responses as one, with the usage of the first as llama-server has it. AccelError upstream_failed."""
     if len(answers) == 1:
         return answers[0]
-    whole: list[Json] = [msgspec.json.decode(answer, type=Json) for answer in answers]
-    choices = [choice for answer, one in enumerate(whole) for choice in _numbered(one, answer, len(whole))]
+    try:
+        whole: list[Json] = [msgspec.json.decode(answer, type=Json) for answer in answers]
+        choices = [choice for answer, one in enumerate(whole) for choice in _numbered(one, answer, len(whole))]
+    except UNKNOWN:
+        raise AccelError("upstream_failed", "the engine answered with no choices") from None
     whole[0]["choices"] = sorted(choices, key=lambda choice: int(choice["index"]))
     return msgspec.json.encode(whole[0])
 
@@ -65,13 +70,16 @@ class JoinedStreams(WholeEvents):
     def corrected(self, event: bytes) -> bytes | None:
         if not event.startswith(b"data: {"):
             return None if event == b"data: null" or (self.more and event == b"data: [DONE]") else event
-        data = msgspec.json.decode(event[6:], type=Json)
-        if "error" in data:
-            self._count = 0  # it is the last
-        elif "choices" in data:
-            self._id = self._id or data.get("id")
-            data |= {"choices": _numbered(data, self._answer, self._count), "id": self._id}
-        return event_of(data)[:-2]
+        try:
+            data = msgspec.json.decode(event[6:], type=Json)
+            if "error" in data:
+                self._count = 0  # it is the last
+                return event
+            choices = _numbered(data, self._answer, self._count)
+        except UNKNOWN:
+            return event
+        self._id = self._id or data.get("id")
+        return event_of({**data, "choices": choices, "id": self._id})[:-2]
 
     def failed(self, body: Json) -> bytes:
         return event_of(body)

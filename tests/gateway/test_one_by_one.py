@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec, Sampling
 from accelerd.gateway.one_by_one import JoinedStreams, bodies_of, joined
 from tests.gateway.bench import DONE, LAST_CHUNK, SSE_HEAD, Asked, bench, chunk, on_both_loops, plain, until
@@ -69,6 +70,27 @@ def test_streams_are_one_however_they_are_cut() -> None:
         found = [json.loads(event) for event in events]
         assert [one["choices"][0]["index"] for one in found if one["choices"]] == [0, 1]
         assert {one["id"] for one in found} == {"a"}
+
+
+ODD = [
+    b"",
+    b"null",
+    b"{}",
+    b"[1]",
+    b'{"choices": null}',
+    b'{"choices": [{}]}',
+    b'{"choices": [5]}',
+    b'{"choices": [{"index"',
+]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_what_is_no_answer_is_the_engines_failure_and_in_a_stream_goes_through(odd: bytes) -> None:
+    good = b'{"choices": [{"index": 0}]}'
+    for answers in ([odd, good], [good, odd]):
+        with pytest.raises(AccelError, match="no choices"):
+            joined(answers)
+    assert JoinedStreams(2).feed(b"data: " + odd + b"\n\n") == b"data: " + odd + b"\n\n" or odd == b"null"
 
 
 # --- through the gateway --------------------------------------------------------------------------------------------
