@@ -21,7 +21,7 @@ from accelerd.engines.base import Task
 from accelerd.gateway.collector import Collector
 from accelerd.gateway.one_by_one import JoinedStreams, bodies_of, joined
 from accelerd.gateway.relay import EVENT_STREAM, Relay, hidden_error
-from accelerd.gateway.request_body import ChatBody, CompletionBody, FormBody, JsonBody, with_model
+from accelerd.gateway.request_body import CompletionBody, FormBody, JsonBody, SeveralBody, with_model
 from accelerd.gateway.request_router import RequestRouter, UpstreamTarget
 from accelerd.gateway.responses import ASSEMBLED, JSON_TYPE
 from accelerd.gateway.stream_assembly import ask_for_stream, assemble
@@ -68,8 +68,10 @@ class InferenceRequest(Struct):
 
     def answers_apart(self, spec: ModelSpec) -> int:
         """How many answers are asked for one after the other, because the engine would refuse so many at once; or 1."""
-        wanted = self.info.n if isinstance(self.info, ChatBody | CompletionBody) else None
-        return wanted if wanted is not None and wanted > spec.parallel and self.path in ASSEMBLED else 1
+        if not isinstance(self.info, SeveralBody) or self.path not in ASSEMBLED:
+            return 1
+        wanted = self.info.n_cmpl or self.info.n or 1
+        return wanted if wanted > spec.parallel else 1
 
     def body(self) -> bytes:
         """With the model's name as the engine knows it."""

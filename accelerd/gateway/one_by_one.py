@@ -22,7 +22,8 @@ RANDOM_SEED: Final = (1 << 32) - 1  # llama-server's word for none
 def bodies_of(body: bytes, count: int, seed: int | None) -> Iterator[bytes]:
     """A request for each answer. `seed`: of the model's settings; each answer gets its own, as the engine does it."""
     fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    fields.pop("n", None)
+    for name in ("n", "n_cmpl"):
+        fields.pop(name, None)
     asked = msgspec.json.decode(fields["seed"]) if "seed" in fields else None
     first = seed if asked is None else asked
     for number in range(count):

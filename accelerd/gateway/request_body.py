@@ -45,14 +45,19 @@ class JsonBody(msgspec.Struct, gc=False, kw_only=True):
         return bytes(self.tools).translate(None, b" \t\r\n") not in (b"", b"[]", b"null")
 
 
-class ChatBody(JsonBody, gc=False, kw_only=True):
+class SeveralBody(JsonBody, gc=False, kw_only=True):
+    """Of a request that may ask for several answers."""
+
+    n: Annotated[int, msgspec.Meta(le=MAX_ANSWERS)] | None = None
+    n_cmpl: Annotated[int, msgspec.Meta(le=MAX_ANSWERS)] | None = None  # llama-server's own name for it
+
+
+class ChatBody(SeveralBody, gc=False, kw_only=True):
     messages: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
-    n: Annotated[int, msgspec.Meta(le=MAX_ANSWERS)] | None = None
 
 
-class CompletionBody(JsonBody, gc=False, kw_only=True):
+class CompletionBody(SeveralBody, gc=False, kw_only=True):
     prompt: msgspec.Raw
-    n: Annotated[int, msgspec.Meta(le=MAX_ANSWERS)] | None = None
 
     def has_several(self) -> bool:
         """Is there more than one prompt, or may there be?"""

@@ -30,7 +30,7 @@ CHANCE = ("id", "id_slot", "created", "created_at", "completed_at", "item_id", "
 TIMES = ("_ms", "_per_second")
 MISSING = "(missing)"
 LARGER = "; for more, set a larger {} for {} in accelerd's configuration"
-TOO_MANY = re.compile(r"Field 'n': .* <= \d+, but got (\d+)")
+TOO_MANY = re.compile(r"Field 'n(?:_cmpl)?': .* <= \d+, but got (\d+)")
 MOST = 128  # answers to one request
 TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large .*size: (\d+)\)")
 ADDED = ("sequence_number", "output_index", "content_index", "logprobs")
@@ -303,7 +303,7 @@ class Pair(NamedTuple):
         there = await by_engine(self.engines[model], body, model, stream=stream)
         refused = TOO_MANY.match(there.parts[0]["error"]["message"]) if there.status == 400 else None
         if refused is not None and 1 < (count := int(refused[1])) <= MOST:
-            alone = body._replace(fields={**body.fields, "n": ...})
+            alone = body._replace(fields={**body.fields, "n": ..., "n_cmpl": ...})
             there = repeated(await by_engine(self.engines[model], alone, model, stream=stream), count)
         here = await by_accelerd(self.daemon.port, body, model, stream=stream)
         return differences(body, model, there, here)
