@@ -109,6 +109,51 @@ async def test_an_address_in_use_changes_nothing(tmp_path: Path, held: ExitStack
     assert (found.addresses, connects(port), connects(new)) == ([f"127.0.0.1:{port}"], True, False)
 
 
+async def test_at_a_start_what_cannot_be_had_is_tried_again(tmp_path: Path, held: ExitStack) -> None:
+    own, busy, absent = free_port(), held.enter_context(socket.create_server(("127.0.0.1", 0))), "192.0.2.1:4000"
+    taken = f"127.0.0.1:{busy.getsockname()[1]}"
+    found = listeners(Systemd(), tmp_path, held)
+    await found.listen([taken, f"127.0.0.1:{own}", absent], starting=True)
+    await found.open()
+    held.callback(found.stop_accepting)
+    assert found.addresses == [f"127.0.0.1:{own}"]
+    assert [problem.split(": ")[0] for problem in found.problems] == [
+        f"cannot listen on {taken}", f"cannot listen on {absent}",
+    ]  # fmt: skip
+    assert [(one.address, one.remote) for one in found.report() if one.problem] == [(taken, False), (absent, True)]
+    assert not await found.try_again(), "nothing has changed"
+    busy.close()
+    assert await found.try_again()
+    assert found.addresses == [taken, f"127.0.0.1:{own}"], "as they are configured"
+    with pytest.raises(StartError, match="cannot listen on 192"):
+        await found.listen(["192.0.2.2:4000", absent])
+    await found.listen([f"127.0.0.1:{own}", absent])
+    assert (found.addresses, len(found.problems)) == ([f"127.0.0.1:{own}"], 1)
+    await found.listen([f"127.0.0.1:{own}"])
+    assert found.problems == []
+    assert not await found.try_again()
+
+
+async def test_who_gave_an_address_up_meanwhile_does_not_get_it(
+    tmp_path: Path, held: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, busy = free_port(), held.enter_context(socket.create_server(("127.0.0.1", 0)))
+    port = busy.getsockname()[1]
+    found = listeners(Systemd(), tmp_path, held)
+    await found.listen([f"127.0.0.1:{own}", f"127.0.0.1:{port}"], starting=True)
+    busy.close()
+
+    async def later(work: Any, *args: Any, **more: Any) -> Any:
+        await found.listen([f"127.0.0.1:{own}"])  # a reload
+        return work(*args, **more)
+
+    monkeypatch.setattr("asyncio.to_thread", later)
+    await found.try_again()
+    held.callback(found.stop_accepting)
+    assert found.addresses == [f"127.0.0.1:{own}"]
+    socket.create_server(("127.0.0.1", port)).close()
+
+
 async def test_a_passed_socket_that_is_not_the_control_socket_is_closed(
     tmp_path: Path, held: ExitStack, caplog: pytest.LogCaptureFixture
 ) -> None:
