@@ -18,7 +18,9 @@ CARD = "0000:03:00.0"
 
 def needs(size: int, card: int = 0, *, spare: int = 8 * GIB, fixed: int = 0) -> Forecast:
     amounts = {RAM: size, CARD: card} if card else {RAM: size}
-    need = MemoryRequirement(amounts, "estimated", (CARD,) if card else (), {"weights": size + card})
+    need = MemoryRequirement(
+        amounts, "estimated", (CARD,) if card else (), {pool: {"weights": one} for pool, one in amounts.items()}
+    )
     return Forecast((need.with_cache(fixed),), spare_cache=spare)
 
 
