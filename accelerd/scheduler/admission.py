@@ -222,6 +222,9 @@ class Admission:
             ]
             staying = [r for r in future if r not in movable]
             choice = choose(target, [*staying, *planned], movable, room, now)
+            if (choice is None or choice.victims) and any(one.unsure for one in occupied):
+                planned.append(target)  # what was taken over may hold less than is reserved for it
+                continue
             if choice is None:
                 if not self._refuse(target, future, now, may_evict=may_evict):
                     planned.append(target)  # it waits for room: later requests must not take it

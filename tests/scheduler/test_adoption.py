@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from msgspec.structs import replace
 
 from accelerd.base.exits import Cause
@@ -76,7 +77,7 @@ def guessed(size: int) -> Bench:
     bench = Bench(
         [model("a"), model("b")],
         limits=SharedLimits(10 * MIB, "test", None),
-        memory={"b": MIB},
+        memory={"b": 2 * MIB},
         forecasts={"a": forecast},
     )
     assert bench.core.adopt("a", "found", fits=True, cache=MIB)
@@ -98,6 +99,22 @@ def test_what_runs_is_not_ended_by_a_guess() -> None:
     assert bench.core.memory_held() == 5 * MIB, "the guess is not what it holds, its prompt cache is"
     learn(bench, 7)
     assert bench.core.memory_held() == 5 * MIB, "from then on it keeps its reservation"
+
+
+@pytest.mark.parametrize(("size", "ends"), [(4, False), (8, True)])
+def test_nobody_is_refused_and_nobody_leaves_for_what_is_reserved_by_a_guess(size: int, ends: bool) -> None:
+    for guess in (50, 9):
+        bench = guessed(guess)
+        bench.ready("a")
+        bench.pass_time(60)
+        waiting = bench.request("b")
+        assert (waiting.error, bench.state("a"), bench.loads()) == (None, State.READY, [])
+        learn(bench, size)
+        assert bench.state("a") is (State.STOPPING if ends else State.READY), "now it makes room where it must"
+        if ends:
+            bench.gone("a")
+        bench.ready("b")
+        assert waiting.lease
 
 
 def test_what_has_no_room_by_a_better_forecast_ends_when_its_requests_have() -> None:
