@@ -8,6 +8,7 @@ answer beyond its shape.
 from __future__ import annotations
 
 import http.client
+import json
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,6 @@ from typing import Any
 from urllib.parse import urlencode
 
 from accelerd.base import names
-from accelerd.base.decoding import from_json
 from accelerd.cli.failure import ExitStatus, Failure
 
 ANSWER_TIMEOUT = 15.0  # seconds for an answer from memory
@@ -161,8 +161,8 @@ def control(route: str, query: dict[str, Any]) -> str:
 
 def decode(data: bytes) -> dict[str, Any]:
     try:
-        value = from_json(data)
-    except ValueError as error:
+        value = json.loads(data)  # not from_json, which imports msgspec
+    except (ValueError, RecursionError) as error:
         raise Failure("accelerd sent an answer that is not JSON", code="bad_answer") from error
     if not isinstance(value, dict):
         raise Failure("accelerd sent JSON that is not an object", code="bad_answer")
@@ -171,8 +171,8 @@ def decode(data: bytes) -> dict[str, Any]:
 
 def refusal(status: int, body: bytes) -> Failure:
     try:
-        return failure_of(from_json(body)["error"])
-    except (ValueError, KeyError, TypeError):
+        return failure_of(json.loads(body)["error"])
+    except (ValueError, RecursionError, KeyError, TypeError):
         return Failure(f"accelerd answered with HTTP status {status}", code="bad_answer")
 
 

@@ -55,6 +55,7 @@ def test_path_too_long_for_a_socket(ctl: Ctl) -> None:
 def test_answers_that_are_no_answers(ctl: Ctl, daemon: FakeDaemon) -> None:
     for reply, words in (
         (Reply(chunks=[b"<html>"]), "not JSON"),
+        (Reply(chunks=[b"[" * 100_000]), "not JSON"),
         (Reply([1, 2]), "not an object"),
         (Reply(status=500, chunks=[b"oops"]), "HTTP status 500"),
         (Reply(chunks=[b'{"version"'], cut=True), "the connection to accelerd broke"),
