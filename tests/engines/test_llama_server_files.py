@@ -106,6 +106,7 @@ def test_a_model_without_a_projector_sees_nothing(server: LlamaServer, tmp_path:
     assert "vision" not in traits.tasks
     assert "set mmproj" in traits.why_not["vision"]
     assert "set mmproj" in traits.why_not["transcription"]
+    assert "as text" in traits.why_not["files"]
 
 
 # --- what is refused ---

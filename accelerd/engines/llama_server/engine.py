@@ -363,6 +363,7 @@ class LlamaServer(Engine):
             one: f"the llama-server of {spec.name} has no {PATHS[one]}: update llama.cpp" for one in absent
         }
         why_not["embeddings"] = f"{spec.name} is not started for that: set embeddings = true for it"
+        why_not["files"] = "llama-server takes text, images and audio: send what the file says as text"
         belongs = "set mmproj to the one that belongs to the model"
         if Modality.VISION not in sees:
             why_not["vision"] = f"{spec.name} has no projector for images: {belongs}"
