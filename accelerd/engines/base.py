@@ -147,6 +147,7 @@ class EngineBuild(Struct, frozen=True):
     version: str
     backend: str  # "radv", "amdvlk", "vulkan", "rocm", "cuda", "sycl", "metal", "cpu"; "": unknown
     options: frozenset[str]  # all names of its options
+    image: str = ""  # of the container that it runs in
 
 
 class TuningAdvice(Struct, frozen=True):

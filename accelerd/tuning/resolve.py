@@ -24,7 +24,7 @@ from accelerd.tuning.schema import PHYSICAL
 VENDORS: Final = {"1002": "amd", "10de": "nvidia", "8086": "intel"}
 UNQUANTISED: Final = ("f32", "f16", "bf16")
 WRITTEN: Final = {"cache_type_k": "kv_cache_type.k", "cache_type_v": "kv_cache_type.v"}  # as in accelerd.toml
-PATTERNS: Final = ("gfx", "driver", "engine", "architecture")
+PATTERNS: Final = ("gfx", "driver", "engine", "architecture", "image")
 
 
 class RuleContext(Struct):
@@ -38,6 +38,7 @@ class RuleContext(Struct):
     unified: bool | None = None
     engine: str | None = None
     backend: str | None = None
+    image: str | None = None
     option: frozenset[str] = frozenset()
     architecture: str | None = None
     moe: bool | None = None
@@ -52,6 +53,7 @@ def situation(
     context = RuleContext(
         engine=build.engine,
         backend=build.backend or None,
+        image=build.image or None,
         option=build.options,
         task="embeddings" if spec.embeddings else "rerank" if spec.rerank else "generate",
         size=size,

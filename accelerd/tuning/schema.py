@@ -55,6 +55,7 @@ class WhenTable(Struct):
     unified: Annotated[bool, about("The device's memory is the machine's.")]
     engine: Annotated[Pattern | list[Pattern], about("The engine.")]
     backend: Annotated[Backend | list[Backend], about("What the engine's build computes with.")]
+    image: Annotated[Pattern | list[Pattern], about("The image of the container that the engine runs in.")]
     option: Annotated[Option | list[Option], about("The build has all of these options.")]
     architecture: Annotated[Pattern | list[Pattern], about("general.architecture of the GGUF file.")]
     moe: Annotated[bool, about("The model is a mixture of experts.")]

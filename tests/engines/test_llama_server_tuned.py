@@ -45,8 +45,8 @@ def line(features: Any, result: TunedModel) -> CommandLine:
 @pytest.mark.parametrize(
     ("features", "expected"),
     [
-        (NEW, ["-lm none", "-fa on", "-ngl all", "-b 512", "-ub 256", "--cache-type-k q8_0", "--cache-type-v q8_0"]),
-        (OLD, ["--no-mmap", "-fa", "-ngl 999", "-b 512", "-ub 256", "--cache-type-k q8_0", "--cache-type-v q8_0"]),
+        (NEW, ["-lm none", "-fa on", "-ngl all", "-b 2048", "-ub 256", "--cache-type-k q8_0", "--cache-type-v q8_0"]),
+        (OLD, ["--no-mmap", "-fa", "-ngl 999", "-b 2048", "-ub 256", "--cache-type-k q8_0", "--cache-type-v q8_0"]),
     ],
 )
 def test_strix_halo_in_the_words_of_two_builds(features: Any, expected: list[str]) -> None:
@@ -126,7 +126,7 @@ def test_a_plan_on_strix_halo(tmp_path: Path) -> None:
     server = machine(tmp_path, THIS_YEAR + DEVICES, STRIX_LIST)
     made = plan(server, qwen(tmp_path), tmp_path)
     assert set(shown(made)) == {
-        "-lm none", "-fa on", "-ngl all", "-b 512", "-ub 256", "--cache-type-k q8_0", "--cache-type-v q8_0",
+        "-lm none", "-fa on", "-ngl all", "-b 2048", "-ub 256", "--cache-type-k q8_0", "--cache-type-v q8_0",
     }  # fmt: skip
     assert made.warnings == ()
 
@@ -134,7 +134,7 @@ def test_a_plan_on_strix_halo(tmp_path: Path) -> None:
 def test_the_same_model_with_rocm_gets_its_variables_shown(tmp_path: Path) -> None:
     listing = "Available devices:\n  ROCm0: AMD Radeon 8060S Graphics (126976 MiB, 1 MiB free)\n"
     made = plan(machine(tmp_path, THIS_YEAR + DEVICES, listing), qwen(tmp_path), tmp_path)
-    assert {"-b 2048", "-ub 2048", "env ROCBLAS_USE_HIPBLASLT=1"} < set(shown(made))
+    assert {"-b 2048", "-ub 512", "env ROCBLAS_USE_HIPBLASLT=1"} < set(shown(made))
     assert made.env["ROCBLAS_USE_HIPBLASLT"] == "1"
     mine = plan(
         machine(tmp_path, THIS_YEAR + DEVICES, listing),

@@ -10,11 +10,12 @@ from msgspec.structs import replace
 
 from accelerd.config.model import ModelSpec, Origin, SetBy
 from accelerd.estimate.gguf import Header
-from accelerd.tuning.resolve import holds, situation
-from accelerd.tuning.rules import TuningRule
+from accelerd.tuning.resolve import holds, situation, tune
+from accelerd.tuning.rules import TuningRule, packaged
 from tests.tuning.machine import CORES, CPU, DENSE, GEFORCE, GIB, MOE, RADEON, STRIX_HALO, build, changes, own, tuned
 
 ALWAYS = {"mmap": False, "flash_attention": "on", "gpu_layers": "all", "cache_type_k": "q8_0", "cache_type_v": "q8_0"}
+DEEPSEEK = Header(3, 1, {"general.architecture": "deepseek2", "deepseek2.expert_count": 64})
 HIPBLASLT = {"env.ROCBLAS_USE_HIPBLASLT": "1"}
 
 
@@ -26,16 +27,17 @@ def rule(name: str, when: dict[str, Any] | None = None, **sets: Any) -> TuningRu
 @pytest.mark.parametrize(
     ("backend", "header", "expected"),
     [
-        ("radv", DENSE, {"batch": 512, "ubatch": 256}),
+        ("radv", DENSE, {"batch": 2048, "ubatch": 256}),
         ("radv", MOE, {"batch": 2048, "ubatch": 1024}),
-        ("radv", Header(3, 1, {"general.architecture": "deepseek2", "deepseek2.expert_count": 64}),
-         {"batch": 512, "ubatch": 256}),
+        ("radv", DEEPSEEK, {"batch": 2048, "ubatch": 256}),
         ("radv", Header(3, 1, {"general.architecture": "qwen3next", "qwen3next.expert_count": 512}),
          {"batch": 2048, "ubatch": 512}),
         ("radv", None, {}),
         ("amdvlk", DENSE, {"batch": 2048, "ubatch": 512}),
-        ("rocm", DENSE, {"batch": 2048, "ubatch": 2048, **HIPBLASLT}),
+        ("rocm", DENSE, {"batch": 2048, "ubatch": 512, **HIPBLASLT}),
         ("rocm", MOE, {"batch": 2048, "ubatch": 2048, **HIPBLASLT}),
+        ("rocm", DEEPSEEK, {"batch": 2048, "ubatch": 2048, **HIPBLASLT}),
+        ("rocm", None, HIPBLASLT),
         ("", DENSE, {}),
     ],
 )  # fmt: skip
@@ -44,6 +46,33 @@ def test_strix_halo(backend: str, header: Header | None, expected: dict[str, Any
     assert changes(result) == {**ALWAYS, **expected}
     assert result.warnings == ()
     assert all(one.reason and one.source and not one.why_not for one in result.advice)
+
+
+@pytest.mark.parametrize(
+    ("image", "header", "ubatch"),
+    [
+        ("docker.io/kyuz0/amd-strix-halo-toolboxes:vulkan-radv", MOE, 1024),
+        ("docker.io/kyuz0/amd-strix-halo-toolboxes:vulkan-radv-performance", MOE, 2048),
+        ("docker.io/kyuz0/amd-strix-halo-toolboxes:vulkan-radv-performance", DEEPSEEK, 2048),
+        ("docker.io/kyuz0/amd-strix-halo-toolboxes:vulkan-radv-performance", DENSE, 256),
+        ("", DEEPSEEK, 256),
+    ],
+)
+def test_an_image_with_another_driver_has_values_of_its_own(image: str, header: Header, ubatch: int) -> None:
+    here = situation(ModelSpec("m"), STRIX_HALO, replace(build("radv"), image=image), header, GIB)
+    spec = tune(packaged(), ModelSpec("m"), here, CORES).spec
+    assert (spec.batch, spec.ubatch) == (2048, ubatch)
+
+
+def test_what_tune_has_measured_on_this_machine_wins_over_every_rule() -> None:
+    """`accelctl tune` writes settings, into a drop-in of its own."""
+    written = own(layer="model", file="accelerd.toml.d/zz-tune-qwen.toml")
+    measured = {"batch": 4096, "ubatch": 64, "flash_attention": "off", "cache_type_k": "f16", "cache_type_v": "f16"}
+    spec = ModelSpec("qwen", path="/m", origins=dict.fromkeys(measured, written), **measured)
+    for backend in ("radv", "amdvlk", "rocm"):
+        for header in (DENSE, MOE, DEEPSEEK):
+            result = tuned(spec, backend=backend, header=header)
+            assert {key: getattr(result.spec, key) for key in measured} == measured
 
 
 def test_an_embedding_model_takes_its_input_in_one_batch() -> None:
@@ -72,7 +101,7 @@ def test_the_processor_gets_a_thread_a_core_and_nothing_else() -> None:
 def test_a_users_own_setting_wins_in_every_layer_and_is_marked(layer: str) -> None:
     spec = ModelSpec("qwen", path="/m", mmap=True, ubatch=128, origins={"mmap": own(layer=layer), "ubatch": own(9)})
     result = tuned(spec)
-    assert (result.spec.mmap, result.spec.ubatch, result.spec.batch) == (True, 128, 512)
+    assert (result.spec.mmap, result.spec.ubatch, result.spec.batch) == (True, 128, 2048)
     assert result.spec.origin("mmap") == own(layer=layer)
     notes = {one.setting: one.note for one in result.advice if one.why_not}
     assert notes["mmap"].startswith("your own setting; tuning rule strix-halo-mmap (rules.toml:")
@@ -98,7 +127,7 @@ def test_an_image_wins_over_a_rule_and_a_user_over_both() -> None:
 def test_an_argument_of_the_users_own_is_a_setting_too() -> None:
     spec = ModelSpec("qwen", path="/m", extra_args=("-ub", "64", "--no-mmap", "-fa=off", "-ctk", "q4_0"))
     result = tuned(spec)
-    assert changes(result) == {"gpu_layers": "all", "batch": 512}
+    assert changes(result) == {"gpu_layers": "all", "batch": 2048}
     notes = [one.note for one in result.advice if one.setting == "extra_args"]
     assert any(note.startswith("-ub is your own; ") and "ubatch = 256" in note for note in notes)
     assert [warning for warning in result.warnings if "kv_cache_type.v = q8_0 needs flash attention" in warning]
@@ -144,7 +173,7 @@ def test_rules_leave_what_a_launch_depends_on_to_the_configuration() -> None:
         ),
         ({"flash_attention": "auto"}, {"cache_type_v", "cache_type_k"}, "needs flash attention, which is auto"),
         ({"batch": 128}, {"ubatch"}, "ubatch = 256 does not go with batch = 128 (model (accelerd.toml:5))"),
-        ({"ubatch": 1024}, {"batch"}, "batch = 512 does not go with ubatch = 1024"),
+        ({"ubatch": 4096}, {"batch"}, "batch = 2048 does not go with ubatch = 4096"),
         ({"cache_type_k": "f16"}, {"cache_type_v"}, "the other half of the KV cache is f16"),
         ({"cache_type_v": "q4_0"}, {"cache_type_k"}, "the other half of the KV cache is q4_0"),
     ],

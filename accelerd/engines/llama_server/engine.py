@@ -267,7 +267,8 @@ class LlamaServer(Engine):
             backend = output.backend_listed(await self._features.devices(program, features)) or backend
         if place is None and not backend:
             backend = await asyncio.to_thread(output.backend_beside, program.path)
-        build = EngineBuild(spec.engine, features.version, backend, frozenset(features.options))
+        image = found.source.removeprefix("image ") if found is not None else ""
+        build = EngineBuild(spec.engine, features.version, backend, frozenset(features.options), image)
         return program, features, build, found
 
     async def build(self, spec: ModelSpec) -> EngineBuild:
