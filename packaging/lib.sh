@@ -53,6 +53,7 @@ package_for() {
     apt:python) echo python3 python3-venv ;;
     apt:cxx) echo g++ ;;
     apt:vulkan) echo libvulkan-dev glslc spirv-headers ;;
+    *:lavapipe) echo mesa-vulkan-drivers ;;
     apt:gi) echo python3 python3-venv python3-gi ;;
     apt:usermanager) echo systemd dbus dbus-user-session ;;
     apt:paper) echo zsh fish mandoc groff-base libglib2.0-bin ;;
@@ -87,6 +88,7 @@ met() {
     gi) ! can_install || ! uses_own_python || { find_python >/dev/null && has_gi "$(find_python)"; } ;;
     cxx) find_cxx >/dev/null ;;
     vulkan) have glslc && has_library vulkan && has_spirv_headers ;;
+    lavapipe) compgen -G '/usr/share/vulkan/icd.d/lvp_icd*.json' >/dev/null ;;
     archive) have tar && have gzip ;;
     tools) have flock && have unshare && have setpriv && have find && have xargs && have awk ;;
     usermanager)

@@ -150,12 +150,12 @@ class Daemon:
     def send(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Answer:
         """One request to the TCP port."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE * 3)
-        return _exchange(connection, method, path, body, headers or {})
+        return exchange(connection, method, path, body, headers or {})
 
     def control(self, method: str, path: str, body: Any = None) -> Answer:
         """One request to the unix socket; `path` below /accelerd/v1 unless it starts with a slash."""
         target = path if path.startswith("/") else f"/accelerd/v1/{path}"
-        return _exchange(UnixConnection(self.control_socket), method, target, body, {})
+        return exchange(UnixConnection(self.control_socket), method, target, body, {})
 
     def chat(self, model: str, **more: Any) -> Answer:
         body = {"model": model, "messages": [{"role": "user", "content": "hi"}], **more}
@@ -302,7 +302,7 @@ class DaemonFactory:
             assert not alive, f"the daemon left processes behind: {alive}"
 
 
-def _exchange(
+def exchange(
     connection: http.client.HTTPConnection, method: str, path: str, body: Any, headers: Mapping[str, str]
 ) -> Answer:
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
