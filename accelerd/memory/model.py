@@ -104,6 +104,15 @@ def in_ram(size: int, source: str, *, declared: bool = False) -> MemoryRequireme
     return MemoryRequirement({RAM: size}, source, declared=declared)
 
 
+class Shared(Struct, frozen=True):
+    """A place in a server that holds several models."""
+
+    server: str  # for people: "the Lemonade Server"
+    model: str  # its name there: the server holds it once, with one set of options
+    # Does a load that fails there end the other models, whatever they are doing?
+    cuts: bool = False
+
+
 class Forecast(Struct, frozen=True):
     """What is known before a model is loaded: the ways to place it, the best first. Never empty."""
 
@@ -115,6 +124,7 @@ class Forecast(Struct, frozen=True):
     missing: bool = False  # its files are not on this machine: they are downloaded before it is loaded
     provisional: bool = False  # its program was not asked yet: the estimate may be too high, and a better one will come
     spare_cache: int = 0  # the most that its prompt cache takes of what a start leaves; never a reason not to start
+    shared: Shared | None = None  # where it is one of several models of a server
     ports: tuple[tuple[str, int], ...] = ()  # of this machine that its container publishes: address, number
 
     def shared_port(self, other: Forecast) -> int | None:

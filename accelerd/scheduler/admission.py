@@ -35,6 +35,7 @@ from accelerd.scheduler.placement import (
     why_not_resident,
     with_spare_cache,
 )
+from accelerd.scheduler.quiet import disturbed, when_quiet
 from accelerd.scheduler.record import DownloadProgress, Lease, ModelRecord, Residue, Transition, Waiter
 
 CPU = "cpu"
@@ -170,6 +171,8 @@ class Admission:
         self._retire_outdated()
         while True:
             self.wake = math.inf
+            for record in self.records.values():
+                record.served_until = math.inf
             cutoffs = self._make_room(now) if self.queued and not (self.closing or self.paused) else {}
             before = self.queued
             for record in self.records.values():
@@ -232,8 +235,10 @@ class Admission:
             for waiter in target.waiting:
                 waiter.lacking_since = None
             if not choice.victims and (need := fitting(target, occupied, room, choice.need)) is not None:
-                self.start(target, need)
-                continue
+                if (due := when_quiet(target, self.records.values(), now, self.settings.max_overtake)) is None:
+                    self.start(target, need)
+                    continue
+                self.wake = min(self.wake, due)
             target.need = choice.need
             planned.append(target)
             head = target.waiting[0].arrived
@@ -349,7 +354,8 @@ class Admission:
         while record.waiting and not record.probing:
             waiter = record.waiting[0]
             if waiter.wants_lease:
-                if len(record.active) >= record.spec.slots or (cutoff is not None and waiter.arrived > cutoff):
+                last = min(record.served_until, math.inf if cutoff is None else cutoff)
+                if len(record.active) >= record.spec.slots or waiter.arrived > last or disturbed(record, self.records):
                     break
                 lease: Lease | None = self.grant(record)
             else:

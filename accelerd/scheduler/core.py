@@ -31,6 +31,7 @@ from accelerd.scheduler.holds import Holds, placement
 from accelerd.scheduler.lifecycle import Event, State
 from accelerd.scheduler.memory_events import MemoryEvents
 from accelerd.scheduler.placement import SharedLimits, fitting, with_spare_cache
+from accelerd.scheduler.quiet import disturbed
 from accelerd.scheduler.record import Lease, ModelRecord, Residue, Snapshot, StopWatcher, Waiter, snapshot
 
 BAD_OUTCOMES_BEFORE_PROBE = 3
@@ -87,6 +88,7 @@ class Core:
             or record.state is not State.READY
             or record.probing
             or len(record.active) >= record.spec.slots
+            or disturbed(record, self._admission.records)
         ):
             return None
         return self._admission.grant(record)

@@ -111,6 +111,9 @@ def excludes(one: ModelRecord, other: ModelRecord) -> str | None:
         return f"{a.name} and {b.name} share the group {a.group}"
     if a.same_container(b):
         return f"{a.name} and {b.name} are the same container, {a.container}"
+    place, theirs = one.forecast.shared, other.forecast.shared
+    if place is not None and theirs is not None and (place.server, place.model) == (theirs.server, theirs.model):
+        return f"{a.name} and {b.name} are one model of {place.server}, {place.model}"
     if (port := one.forecast.shared_port(other.forecast)) is not None:
         return f"the containers of {a.name} and {b.name} publish the same port, {port}"
     return None

@@ -135,6 +135,7 @@ class ModelRecord:
     download: DownloadProgress | None = None  # in DOWNLOADING
     download_error: AccelError | None = None  # in FAILED: why they did not come
     # waiting
+    served_until: float = math.inf  # requests that arrived later wait for the load of another model
     waiting: deque[Waiter] = field(default_factory=deque)
     stop_watchers: list[StopWatcher] = field(default_factory=list)
     # failures
