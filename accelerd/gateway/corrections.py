@@ -136,6 +136,20 @@ def event_of(body: Mapping[str, Any], name: str = "") -> bytes:
     return b"%bdata: %b\n\n" % (head, msgspec.json.encode(body))
 
 
+def renamed(body: bytes, model: str) -> bytes:
+    """A response, or the data of an event, with this name of the model; the rest is not read."""
+    try:
+        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, RecursionError):
+        return body
+    if bytes(fields.get("model", b"")).startswith(b'"'):
+        fields["model"] = msgspec.Raw(msgspec.json.encode(model))
+    for part in ("response", "message"):  # in events of the Responses API and of Anthropic's
+        if bytes(fields.get(part, b"")).startswith(b"{"):
+            fields[part] = msgspec.Raw(renamed(bytes(fields[part]), model))
+    return msgspec.json.encode(fields)
+
+
 class WholeEvents:
     """Cuts a stream into events, which subclasses correct or leave out."""
 
@@ -153,6 +167,30 @@ class WholeEvents:
     def corrected(self, event: bytes) -> bytes | None:
         """The event, without the empty line after it; None: it is left out."""
         raise NotImplementedError
+
+
+class Renamed(WholeEvents):
+    """The events of an engine that has another name for the model, with ours; then what else is to be corrected."""
+
+    def __init__(self, model: str, further: Correction | None) -> None:
+        super().__init__()
+        self._model = model
+        self._further = further
+
+    def feed(self, data: bytes) -> bytes:
+        events = super().feed(data)
+        return events if self._further is None else self._further.feed(events)
+
+    def end(self) -> bytes:
+        rest = super().end()
+        return rest if self._further is None else (self._further.feed(rest) if rest else b"") + self._further.end()
+
+    def corrected(self, event: bytes) -> bytes:
+        head, mark, data = (b"\n" + event).partition(b"\ndata:")
+        return (head + mark + b" " + renamed(data.strip(), self._model))[1:] if b'"model"' in data else event
+
+    def failed(self, body: Json) -> bytes:
+        return event_of(body) if self._further is None else self._further.failed(body)
 
 
 class WithoutNulls(WholeEvents):

@@ -245,7 +245,7 @@ class Forwarder:
 
     def _prepare(self, relay: Relay, request: InferenceRequest) -> None:
         relay.only_stream = request.target.hides_errors
-        relay.busy_statuses = request.target.busy_statuses
+        relay.busy_statuses, relay.misnamed = request.target.busy_statuses, request.target.wire_name is not None
         relay.several = isinstance(request.info, CompletionBody) and request.info.has_several()
         self._sweeper.watch(relay, stream=request.stream)
 
@@ -253,7 +253,7 @@ class Forwarder:
         self, lease: Lease, relay: Relay, request: InferenceRequest, bodies: Iterable[bytes], *, assembled: bool
     ) -> AccelError | None:
         """Collect the responses to `bodies`, then send them as one. `assembled`: they are asked for as streams."""
-        relay.busy_statuses = request.target.busy_statuses
+        relay.busy_statuses, relay.misnamed = request.target.busy_statuses, request.target.wire_name is not None
         answers: list[bytes] = []
         for body in bodies:
             collector = Collector(lease, self._now, request.target.busy_statuses)

@@ -23,10 +23,12 @@ from accelerd.gateway.corrections import (
     NO_DIALECT,
     PLAIN,
     Correction,
+    Renamed,
     corrected_error,
     correction_for,
     error_event,
     refusal_event,
+    renamed,
 )
 from accelerd.gateway.one_by_one import JoinedStreams
 from accelerd.gateway.response_framing import FramingError, Head, chunk
@@ -117,6 +119,7 @@ class Relay:
         self._correction: Correction | None = None  # of the stream that goes through
         self.dialect = NO_DIALECT
         self.replaceable: Callable[[], bool] = lambda: False  # may another model answer instead, if the engine fails?
+        self.misnamed = False  # does the engine have another name for the model?
         self.several = False  # are several prompts answered in one stream?
         self.joined: JoinedStreams | None = None  # what makes one of several streams
         self.committed = False  # has a head been sent?
@@ -259,8 +262,10 @@ class Relay:
         assert self.lease is not None
         if status >= 400:
             status, body = corrected_error(status, body, self._path, self.lease.model, self.dialect)
-        elif self._path in PLAIN:
-            body = PLAIN[self._path](body, self.dialect)
+        else:
+            body = renamed(body, self.lease.model) if self.misnamed else body
+            if self._path in PLAIN:
+                body = PLAIN[self._path](body, self.dialect)
         self.ok = status < 500
         head = self._commit(status, content_type, self.lease.model, chunked=False, length=len(body))
         self._write(head + body)
@@ -296,7 +301,9 @@ class Relay:
 
     def _correction_of_stream(self) -> Correction | None:
         assert self.lease is not None
-        return self.joined or correction_for(self._path, self.lease.model, several=self.several)
+        model = self.lease.model
+        correction = self.joined or correction_for(self._path, model, several=self.several)
+        return Renamed(model, correction) if self.misnamed else correction
 
     def _keep(self, head: Head) -> bool:
         """Send nothing of this response before it is complete."""

@@ -105,11 +105,11 @@ async def test_B_the_engine_hears_its_own_name_and_everything_else_as_it_was(tmp
 
 
 @on_both_loops
-async def test_the_answer_stays_as_the_engine_gave_it(tmp_path: Path) -> None:
+async def test_the_answer_carries_the_name_that_the_client_can_use(tmp_path: Path) -> None:
     async with table(tmp_path) as b, await b.client() as client:
         b.engine.says(SSE_HEAD, token("a", model="qwen3:4b"), DONE)
         response = await client.ask(body=chat("npu-chat", stream=True))
-        assert response.events()[0]["model"] == "qwen3:4b"
+        assert response.events()[0]["model"] == "npu-chat"
 
 
 @on_both_loops

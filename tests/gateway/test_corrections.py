@@ -14,7 +14,7 @@ from accelerd.base.errors import AccelError
 from accelerd.config.model import ServerSettings
 from accelerd.engines.base import Dialect
 from accelerd.engines.llama_server.dialect import DIALECT
-from accelerd.gateway.corrections import corrected_error, correction_for, error_event
+from accelerd.gateway.corrections import Renamed, corrected_error, correction_for, error_event, renamed
 from tests.gateway.bench import SSE_HEAD, Bench, Speaker, bench, chunk, on_both_loops, plain, until
 from tests.gateway.client import CHAT, request
 
@@ -321,3 +321,37 @@ async def test_an_error_in_a_stream_of_messages_has_its_shape(tmp_path: Path) ->
         found = events((await asked(b, MESSAGES, first, error)).body)
     assert found[0] == {"type": "message_start", "message": {}}
     assert found[1] == {"type": "error", "error": {"type": "api_error", "message": "Compute error.", "code": 500}}
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (b'{"model":"qwen3:4b","x":[0.10,1e5]}', b'{"model":"mine","x":[0.10,1e5]}'),
+        (b'{"x": {"model": "theirs"}}', b'{"x":{"model": "theirs"}}'),
+        (b'{"response": {"model": "theirs"}}', b'{"response":{"model":"mine"}}'),
+        (b'{"message": {"model": "theirs"}}', b'{"message":{"model":"mine"}}'),
+        (b'{"model": null, "message": "model"}', b'{"model":null,"message":"model"}'),
+        (b"RIFF\x00", b"RIFF\x00"),
+        (b'["model"]', b'["model"]'),
+    ],
+)
+def test_a_response_carries_the_name_that_clients_know(said: bytes, expected: bytes) -> None:
+    assert renamed(said, "mine") == expected
+
+
+@pytest.mark.parametrize("size", [1, 7, 4096])
+def test_events_carry_the_name_that_clients_know(size: int) -> None:
+    """However they are cut, and whatever else is corrected; what the model says is not touched."""
+    content = r"say \"model\":\"x\""
+    stream = f': hello\n\ndata: {{"model":"/models/a.gguf","choices":[{{"delta":{{"content":"{content}"}}}}]}}\n\n'
+    stream += 'event: response.created\ndata: {"type":"response.created","response":{"model":"a"}}\n\ndata: [DONE]\n\n'
+    for path in ("/v1/completions", CHAT, RESPONSES):
+        correction = Renamed("mine", correction_for(path, "mine"))
+        data = stream.encode()
+        parts = [correction.feed(data[at : at + size]) for at in range(0, len(data), size)]
+        said = b"".join([*parts, correction.end()])
+        assert b"/models" not in said
+        assert said.count(b'"model":"mine"') == 2
+        assert content.encode() in said
+        assert said.startswith(b": hello\n\n")
+        assert said.endswith(b"data: [DONE]\n\n")
