@@ -12,7 +12,7 @@ from accelerd.base.exits import Exit
 from accelerd.base.ports import Clock, Roots, SystemClock
 from accelerd.bus.service import BusService, make_exporter
 from accelerd.config import Config
-from accelerd.config.model import ConfigApplied
+from accelerd.config.model import ConfigApplied, ModelSpec
 from accelerd.control.configured_models import ConfiguredModels, limits_of
 from accelerd.control.devices import DeviceLooks
 from accelerd.control.jobs import Jobs
@@ -231,7 +231,9 @@ def engines_of(
     return {
         "llama-server": llama_server,
         "flm": Flm(settings.flm, proc=roots.proc),
-        "lemonade": Lemonade(settings.lemonade, catalogue),
+        "lemonade": Lemonade(
+            settings.lemonade, catalogue, llama=partial(llama_server.features, ModelSpec("lemonade")), devices=devices
+        ),
     }
 
 

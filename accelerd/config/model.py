@@ -522,13 +522,18 @@ class LemonadeSettings:
         None,
         "The program: a name in PATH, or a path. Default: lemond, or lemonade-server if there is no lemond.",
     )
+    download_backends: bool = key(
+        bool,
+        False,
+        "Let the server that accelerd runs download programs that it lacks, such as whisper.cpp.",
+    )
     url: str | None = key(
         toml.ServerUrl,
         None,
         "A Lemonade Server that is already running on this machine. accelerd never starts or stops it.",
     )
     key_file: str | None = key(
-        toml.FilePath, None, "File with that server's API key; only you can read it (mode 0600)."
+        toml.FilePath, None, "File with that server's API key in its first line; only you can read it (mode 0600)."
     )
 
 

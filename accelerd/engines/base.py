@@ -45,6 +45,14 @@ class Flag(Struct, frozen=True):
     note: str = ""  # where a tuning rule's reason comes from, or what a rule would say instead
 
 
+class OwnedServer(Struct, frozen=True):
+    """How accelerd starts a server for several models."""
+
+    program: str | None = None  # None: the default
+    llama_server: str = ""  # path of the program for llama.cpp's models; "": the server's own
+    downloads: bool = False  # may it download programs that it lacks?
+
+
 class Tenancy(Struct, frozen=True):
     """A model inside a server with several models: the server, and the request that loads the model."""
 
@@ -52,7 +60,7 @@ class Tenancy(Struct, frozen=True):
     load: Mapping[str, Any]  # the body of the request
     url: str | None = None  # of a server that is already running; None: accelerd starts one
     key_file: str | None = None  # with the key of that server
-    program: str | None = None  # the program to start; None: the default
+    own: OwnedServer = OwnedServer()
     pin: bool = False
 
 

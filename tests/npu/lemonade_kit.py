@@ -22,8 +22,9 @@ import psutil
 
 from accelerd.base.exits import Cause, Exit
 from accelerd.base.ports import Roots, SystemClock
-from accelerd.config.model import LemonadeSettings, ModelSpec
+from accelerd.config.model import LemonadeSettings, LlamaServerSettings, ModelSpec
 from accelerd.engines.lemonade import Lemonade
+from accelerd.engines.llama_server.engine import LlamaServer
 from accelerd.supervise.homes.child_home import ChildHome
 from accelerd.supervise.homes.choice import HomeChoice
 from accelerd.supervise.homes.home import Home
@@ -46,7 +47,7 @@ class Standin:
         self.log = home / "lemonade.log"
         self.bin = home / "bin"
         self.bin.mkdir(parents=True, exist_ok=True)
-        for program in programs:
+        for program in (*programs, "llama-server"):
             (self.bin / program).symlink_to(STANDINS / program)
         self._said: dict[str, Any] = {}
         self.say()
@@ -54,7 +55,7 @@ class Standin:
     def say(self, **settings: Any) -> None:
         self._said |= settings
         temporary = self.home / ".lemonade-standin.json.new"
-        temporary.write_text(json.dumps({"log": str(self.log), **self._said}))
+        temporary.write_text(json.dumps({"log": str(self.log), "pace": 0, **self._said}))
         temporary.replace(self.home / ".lemonade-standin.json")
 
     @property
@@ -77,6 +78,7 @@ class LemonadeBench:
         self.roots = Roots(tmp_path / "c.toml", runtime, tmp_path / "state", tmp_path / "cache", home=home)
         self.standin = Standin(home, *programs)
         self.settings = LemonadeSettings()
+        self.llama_server = "llama-server"
         self.idle = 60.0
         self.extra: dict[str, Home] = {}
         self._numbers = itertools.count(1)
@@ -88,7 +90,10 @@ class LemonadeBench:
         self.home = LemonadeHome(self.roots, clock, dict(homes), idle=self.idle)
         homes["lemonade"] = self.home
         env = {"PATH": self.standin.path, "HOME": str(self.roots.home), "XDG_RUNTIME_DIR": str(self.roots.runtime)}
-        self.engine = Lemonade(self.settings, self.home.catalogue, environ=env)
+        llama = LlamaServer(LlamaServerSettings(binary=self.llama_server), environ=env)
+        self.engine = Lemonade(
+            self.settings, self.home.catalogue, environ=env, llama=lambda: llama.features(ModelSpec("any"))
+        )
         self.heard = Heard()
         self.supervisor = ProcessSupervisor(
             self.heard, {"lemonade": self.engine}, self.roots, clock, homes=homes, choose=HomeChoice(homes, None)

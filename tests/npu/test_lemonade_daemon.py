@@ -39,6 +39,12 @@ def model(name: str, id: str, **settings: Any) -> str:
     return "\n".join([*lines, *(f"{key} = {json.dumps(value)}" for key, value in settings.items())]) + "\n"
 
 
+def models_in(stream: bytes) -> set[str]:
+    """The models that the events of a stream name."""
+    events = [line.removeprefix(b"data: ") for line in stream.splitlines() if line.startswith(b"data: {")]
+    return {json.loads(event)["model"] for event in events}
+
+
 def server_of(daemon: Daemon) -> psutil.Process:
     """The Lemonade Server that the daemon runs."""
 
@@ -55,8 +61,11 @@ def test_a_chat_with_a_model_in_lemonade(start: Start) -> None:
     answer = daemon.chat("qwen")
     assert answer.status == 200, answer.body
     assert answer.json()["choices"][0]["message"]["content"].startswith("The backend says")
+    assert answer.json()["model"] == "qwen"
     with streaming(daemon, "qwen") as response:
-        assert b"[DONE]" in response.read()
+        said = response.read()
+    assert b"[DONE]" in said
+    assert models_in(said) == {"qwen"}
     pid = server_of(daemon).pid
     assert daemon.status("qwen")["pid"] != pid
     assert daemon.stop() == 0
@@ -91,6 +100,36 @@ def test_failed_load_evicts_all_and_the_others_come_again(start: Start, standin:
     assert again.status == 200, again.body
 
 
+def test_a_load_that_fails_cuts_nobody(start: Start, standin: Standin) -> None:
+    """Lemonade would throw everything out: it is not asked before the running answer has ended."""
+    daemon = start(model("qwen", QWEN) + model("gemma", GEMMA))
+    assert daemon.chat("qwen").status == 200
+    standin.say(token_seconds=0.1, fail={GEMMA: "out of luck"})
+    with ThreadPoolExecutor(1) as pool, streaming(daemon, "qwen") as response:
+        assert response.readline()
+        other = pool.submit(daemon.chat, "gemma")
+        assert b"[DONE]" in response.read()
+        assert other.result().status >= 500
+    eventually(lambda: "qwen: the Lemonade Server unloaded it" in daemon.output(), "only then")
+
+
+def test_two_names_for_one_model_of_lemonade_take_turns(start: Start, standin: Standin) -> None:
+    """With other options the server would replace the one that answers."""
+    daemon = start(model("short", QWEN, context=2048) + model("long", QWEN, context=8192))
+    assert daemon.chat("short").status == 200
+    standin.say(token_seconds=0.1)
+    with ThreadPoolExecutor(1) as pool, streaming(daemon, "short") as response:
+        assert response.readline()
+        other = pool.submit(daemon.chat, "long")
+        said = response.read()
+        assert b"[DONE]" in said
+        assert b"error" not in said
+        assert other.result().status == 200
+    eventually(lambda: daemon.state("short") == "stopped", "it has left")
+    loads = [one["body"]["ctx_size"] for one in standin.requests("/api/v1/load")]
+    assert loads == [2048, 8192]
+
+
 def test_embeddings_are_reached_on_the_same_port(start: Start) -> None:
     daemon = start(model("nomic", EMBED, embeddings=True))
     answer = daemon.send("POST", "/v1/embeddings", {"model": "nomic", "input": "hello"})
@@ -105,7 +144,16 @@ def test_a_running_server_is_used_and_survives_the_daemon(start: Start, standin:
         key.chmod(0o600)
         toml = f"[engines.lemonade]\nurl = {json.dumps(server.url)}\nkey_file = {json.dumps(str(key))}\n"
         daemon = start(toml + model("qwen", QWEN))
-        assert daemon.chat("qwen").status == 200
+        answer = daemon.chat("qwen")
+        assert answer.status == 200
+        assert answer.json()["model"] == "qwen", "not Lemonade's name, which a client could not use"
+        with streaming(daemon, "qwen") as response:
+            assert models_in(response.read()) == {"qwen"}
+        asked = {"model": "qwen", "max_tokens": 3, "messages": [{"role": "user", "content": "hi"}]}
+        message = daemon.send("POST", "/v1/messages", asked)
+        assert message.status == 200, message.body
+        assert message.json()["content"][0]["text"].startswith("The backend")
+        assert message.json()["model"] == "qwen"
         assert server.loaded() == [QWEN]
         assert daemon.stop() == 0
         assert server.loaded() == []
@@ -154,7 +202,9 @@ def test_a_model_on_the_npu_through_lemonade_and_flm(start: Start, standin: Stan
     daemon = start(model("npu", "qwen3-4b-FLM"))
     answer = daemon.chat("npu")
     assert answer.status == 200, answer.body
-    assert answer.json()["model"] == "qwen3:4b", "its own name: for another one it would switch"
+    assert answer.json()["model"] == "npu", "it was asked by its own name: for another one it would switch"
+    with streaming(daemon, "npu") as response:
+        assert models_in(response.read()) == {"npu"}
     pid = daemon.status("npu")["pid"]
     assert "flm" in " ".join(psutil.Process(pid).cmdline())
 

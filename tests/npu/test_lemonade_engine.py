@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from accelerd.base.errors import AccelError
-from accelerd.config.model import LemonadeSettings, ModelSpec, Sampling
+from accelerd.config.model import LemonadeSettings, LlamaServerSettings, ModelSpec, Sampling
 from accelerd.devices.model import Device, MemoryPool
 from accelerd.engines.lemonade import Lemonade, request
 from accelerd.engines.lemonade.catalogue import Catalogue
 from accelerd.engines.lemonade.client import LemonadeModel, release
+from accelerd.engines.llama_server.engine import LlamaServer
+from accelerd.engines.llama_server.features import Features, parse_help
 from accelerd.memory.model import RAM, Claim
+from tests.npu.lemonade_kit import STANDINS
 
 NPU = Device("npu", "RyzenAI-npu5", driver="amdxdna", slot="0000:c6:00.1", columns=8)
 GPU = Device("gpu", "AMD Radeon 8060S Graphics", driver="amdgpu", slot="0000:c5:00.0", apu=True, unified=True,
@@ -45,8 +49,12 @@ def catalogue() -> Catalogue:
     return found
 
 
-def engine(catalogue: Catalogue) -> Lemonade:
-    return Lemonade(LemonadeSettings(), catalogue, environ={"PATH": "/usr/bin"})
+def engine(catalogue: Catalogue, **settings: Any) -> Lemonade:
+    environ = {"PATH": f"{STANDINS}:{Path(sys.executable).parent}:/usr/bin", "HOME": "/nowhere"}
+    llama = LlamaServer(LlamaServerSettings(), environ=environ)
+    return Lemonade(
+        LemonadeSettings(**settings), catalogue, environ=environ, llama=lambda: llama.features(ModelSpec("any"))
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,7 +105,7 @@ def test_past_somebody_elses_server_nothing_is_asked(catalogue: Catalogue) -> No
 
 def test_why_not_says_what_to_do(catalogue: Catalogue) -> None:
     found = engine(catalogue).traits(spec("qwen3-4b-FLM"))
-    assert "supports only chat completions" in found.why_not["messages"]
+    assert "supports only chat completions" in found.why_not["messages"], "asked directly"
     assert "label embeddings" in found.why_not["embeddings"]
     assert "label vision" in found.why_not["vision"]
 
@@ -146,13 +154,63 @@ async def test_models_of_the_gpu_are_accounted_there(catalogue: Catalogue) -> No
     assert set(need.amounts) == {RAM}
 
 
-async def test_nothing_is_invented_of_a_model_that_no_server_has_told_of() -> None:
-    (need,) = (await engine(Catalogue()).forecast(spec(), [GPU], ask=True)).options
-    assert need.total == 0
-    assert "unknown" in need.source
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [
+        ("Qwen3-0.6B-GGUF", 0.5e9, 1.5e9),
+        ("user.SmolLM2-135M", 0.1e9, 1e9),
+        ("Qwen3.6-35B-A3B", 20e9, 40e9),
+        ("mine", 1e9, 8e9),
+    ],
+)
+async def test_a_size_that_nobody_lists_is_guessed_and_said_to_be_a_guess(name: str, least: int, most: int) -> None:
+    """Lemonade lists none for small models and for those that a user has registered."""
+    catalogue = Catalogue()
+    catalogue.note([listed(name, "llamacpp", size=None)])
+    for known in (catalogue, Catalogue()):
+        (need,) = (await engine(known).forecast(spec(name), [GPU], ask=True)).options
+        assert least < need.total < most
+        assert "guessed" in need.source
     (need,) = (await engine(Catalogue()).forecast(spec(memory=1 << 30), [GPU], ask=True)).options
     assert need.amounts == {GPU.id: 1 << 30}
     assert need.declared
+
+
+async def test_one_model_of_lemonade_under_two_names_is_one_place_there(catalogue: Catalogue) -> None:
+    """The server holds it once, with one set of options. Only its own loads may cut what accelerd asks directly."""
+    own, theirs = engine(catalogue), engine(catalogue, url="http://127.0.0.1:13305")
+    places = [(await own.forecast(spec(name), [], ask=False)).shared for name in ("Mine", "user.Mine", "Other")]
+    assert places[0] == places[1] != places[2]
+    assert places[0] is not None
+    assert places[0].cuts
+    place = (await theirs.forecast(spec("Mine"), [], ask=False)).shared
+    assert place is not None
+    assert not place.cuts
+
+
+@pytest.mark.parametrize("name", ["user.Mine", "USER.mine", "Mine"])
+def test_a_model_is_known_with_and_without_its_namespace(name: str) -> None:
+    catalogue = Catalogue()
+    catalogue.note([listed("Mine", "llamacpp", "embeddings")])
+    assert engine(catalogue).traits(spec(name)).tasks == {"embeddings"}
+    catalogue = Catalogue()
+    catalogue.note([listed("user.Mine", "llamacpp", "embeddings"), listed("extra.X", "llamacpp", "reranking")])
+    assert engine(catalogue).traits(spec(name)).tasks == {"embeddings"}
+
+
+def test_without_a_gpu_none_is_told_of(catalogue: Catalogue) -> None:
+    """Lemonade says "gpu" of every llama-server but its own for the processor."""
+    catalogue.loaded("Qwen3-4B-GGUF", "llamacpp", "", "gpu", direct=True)
+    for devices, kind in (([], "cpu"), ([NPU], "cpu"), ([GPU], "gpu")):
+        found = Lemonade(LemonadeSettings(), catalogue, environ={}, devices=lambda seen=devices: seen)  # type: ignore[misc]
+        assert found.traits(spec()).device == kind
+
+
+def test_a_running_server_translates_anthropics_messages(catalogue: Catalogue) -> None:
+    theirs = engine(catalogue, url="http://127.0.0.1:13305")
+    for name in ("Qwen3-4B-GGUF", "qwen3-4b-FLM", "Llama-3.2-3B-Hybrid"):
+        assert "messages" in theirs.traits(spec(name)).tasks
+    assert "messages" not in theirs.traits(spec("nomic-embed-GGUF")).tasks
 
 
 async def test_a_plan_shows_what_lemonade_is_told(catalogue: Catalogue, tmp_path: Path) -> None:
@@ -177,9 +235,73 @@ def test_sampling_is_handed_on_to_a_llama_server() -> None:
     assert "llamacpp_args" not in request.build(spec(sampling=Sampling(temperature=0.7)), "flm", None).body
 
 
+# From llamacpp_server.cpp of the versions: the first that sets the option itself, the last that does.
+@pytest.mark.parametrize(
+    ("option", "refused", "allowed"),
+    [
+        ("-ngl", ["10.0.0", "10.7.0"], ["10.8.0", "11.8.0", ""]),
+        ("--n-gpu-layers", ["10.6.0"], ["11.7.0"]),
+        ("--device", ["10.6.0", "11.7.0", ""], ["10.4.0"]),
+        ("-dev", ["11.7.0"], ["10.0.0"]),
+        ("--metrics", ["10.7.0", ""], ["10.6.0"]),
+        ("--spec-draft-model", ["10.10.0", ""], ["10.8.0"]),
+        ("-md", ["11.0.0"], ["10.0.0"]),
+        ("--no-mmproj-offload", ["10.0.0", "11.5.0"], ["11.6.0", ""]),
+        ("-mm", ["10.0.0", "11.8.0", ""], []),
+        ("--mmproj-auto", ["10.0.0", ""], []),
+        ("-hf", ["10.0.0", "11.8.0", ""], []),
+        ("--hf-repo=a/b", ["11.7.0"], []),
+        ("--threads-batch", [], ["10.0.0", "11.8.0", ""]),
+    ],
+)
+def test_what_lemonade_sets_itself_depends_on_its_version(option: str, refused: list[str], allowed: list[str]) -> None:
+    asked = spec(extra_args=(option, "1"))
+    for version in refused:
+        with pytest.raises(AccelError, match="is not allowed, because Lemonade sets it itself"):
+            request.build(asked, "llamacpp", None, release(version))
+    for version in allowed:
+        assert request.build(asked, "llamacpp", None, release(version)).body["llamacpp_args"] == f"{option} 1"
+
+
+def test_the_stand_in_sets_what_the_table_says() -> None:
+    """Of the real 11.7 there are 24."""
+    sys.path.insert(0, str(STANDINS))
+    try:
+        import lemonade_standin  # type: ignore[import-not-found]
+    finally:
+        sys.path.remove(str(STANDINS))
+    assert len(lemonade_standin.own_args((11, 7, 1))) == 24
+    for name in lemonade_standin.own_args((11, 7, 1)):
+        with pytest.raises(AccelError, match="not allowed"):
+            request.build(spec(extra_args=(name,)), "llamacpp", None, (11, 7, 1))
+
+
+@pytest.mark.parametrize(
+    ("version", "options", "text"),
+    [
+        ((11, 5, 0), "-lm,   --load-mode MODE                 mode", "--load-mode none"),
+        ((11, 7, 0), "--mmap, --no-mmap                       map", "--no-mmap"),
+        ((11, 5, 2), None, "--no-mmap"),
+        ((11, 6, 0), None, "--load-mode none"),
+        ((), None, "--load-mode none"),
+    ],
+)
+def test_how_a_file_is_read_is_said_as_the_program_understands_it(
+    version: tuple[int, ...], options: str | None, text: str
+) -> None:
+    """By its help, where it is known which one it is; else by what Lemonade's own of that version understand."""
+    llama = None
+    if options is not None:
+        llama = Features("/llama-server", "1", {n: one for one in parse_help(options) for n in one.names})
+    asked = request.build(spec(mmap=False), "llamacpp", None, version, llama)
+    assert asked.body["llamacpp_args"] == text
+
+
 def test_flm_takes_only_some_arguments() -> None:
     asked = request.build(spec("q-FLM", extra_args=("--q-len", "4")), "flm", None)
     assert asked.body["flm_args"] == "--q-len 4"
+    asked = request.build(spec("q-FLM", extra_args=("--q-len=4", "--img-pre-resize=2")), "flm", None)
+    assert asked.body["flm_args"] == "--q-len 4 --img-pre-resize 2", "its resolver takes no --name=value"
     with pytest.raises(AccelError, match="Lemonade does not pass --asr on to flm"):
         request.build(spec("q-FLM", extra_args=("--asr", "1")), "flm", None)
 

@@ -27,7 +27,8 @@ def bench(tmp_path: Path) -> Iterator[LemonadeBench]:
 
 def uses(bench: LemonadeBench, server: Foreign, key: str | None = None) -> LemonadeBench:
     file = bench.roots.home / "key"
-    file.write_text(f"{key or server.key}\n")
+    file.write_text(f"{key or server.key or 'none'}\n")
+    file.chmod(0o600)
     bench.settings = LemonadeSettings(url=server.url, key_file=str(file))
     return bench
 
@@ -138,3 +139,25 @@ async def test_a_key_that_cannot_be_read(bench: LemonadeBench) -> None:
         exit = await bench.gone(bench.start(QWEN))
     assert exit.cause is Cause.REFUSED
     assert "cannot read the key of the Lemonade Server" in exit.message
+
+
+async def test_a_model_that_is_not_downloaded_is_had_from_that_server(bench: LemonadeBench) -> None:
+    """By its own client, which has to be told the port."""
+    with foreign(bench.standin) as server:
+        async with uses(bench, server):
+            exit = await bench.gone(bench.start("Qwen3-32B-GGUF"))
+    assert exit.cause is Cause.NO_MODEL
+    assert exit.message.endswith(f"not downloaded; run lemonade pull Qwen3-32B-GGUF --port {server.port}")
+
+
+@pytest.mark.parametrize(("mode", "text"), [(0o644, "chmod 600"), (0o600, "contains no key")])
+async def test_a_key_file_is_read_like_the_one_of_accelerd(bench: LemonadeBench, mode: int, text: str) -> None:
+    file = bench.roots.home / "key"
+    file.write_text("# nothing\n" if mode == 0o600 else "secret\n")
+    file.chmod(mode)
+    bench.settings = LemonadeSettings(url=f"http://127.0.0.1:{free_port()}", key_file=str(file))
+    async with bench:
+        exit = await bench.gone(bench.start(QWEN))
+    assert exit.cause is Cause.REFUSED
+    assert text in exit.message
+    assert "secret" not in exit.message

@@ -10,6 +10,8 @@ import json
 import os
 import signal
 import tempfile
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,11 +19,12 @@ import pytest
 
 from accelerd.base import names
 from accelerd.base.exits import Cause
+from accelerd.config.model import LemonadeSettings
 from accelerd.engines.base import Endpoint
 from accelerd.engines.http import request
 from accelerd.memory.resident import resident
 from accelerd.supervise.process.processes import ProcessTable
-from tests.npu.lemonade_kit import EMBED, GEMMA, QWEN, LemonadeBench
+from tests.npu.lemonade_kit import EMBED, GEMMA, QWEN, STANDINS, LemonadeBench
 from tests.supervise.bench import alive
 
 
@@ -42,7 +45,10 @@ async def test_a_model_is_asked_straight_at_its_backend(bench: LemonadeBench) ->
         assert bench.endpoint(number) != server.client.address.endpoint.port
         endpoint = Endpoint(port=bench.endpoint(number))
         asked = b'{"prompt": "hi", "max_tokens": 1}'
-        assert (await request(endpoint, "/v1/completions", within=5, body=asked))[0] == 200
+        key = bench.own.backend_key
+        assert (await request(endpoint, "/v1/completions", within=5, bearer=key, body=asked))[0] == 200
+        assert (await request(endpoint, "/v1/completions", within=5, body=asked))[0] == 401, "for nobody else"
+        assert key != server.client.address.key
         pid = bench.pid(number)
         assert pid != server.pid
         exit = await bench.stopped(number)
@@ -104,6 +110,119 @@ async def test_the_settings_that_matter_are_written_before_the_start(bench: Lemo
     assert said["no_broadcast"] is True
 
 
+async def test_its_models_of_llama_cpp_run_with_accelerds_llama_server_and_nothing_is_fetched(
+    bench: LemonadeBench,
+) -> None:
+    async with bench:
+        (number,) = await bench.loaded(QWEN)
+        command = await asyncio.to_thread(Path(f"/proc/{bench.pid(number)}/cmdline").read_bytes)
+    program = str(bench.standin.bin / "llama-server")
+    assert program.encode() in command
+    said = json.loads((bench.roots.cache / "lemonade/config.json").read_text())
+    assert {said["llamacpp"][name] for name in ("cpu_bin", "vulkan_bin", "rocm_bin", "cuda_bin")} == {program}
+    assert said["no_fetch_executables"] is True
+    assert said["auto_check_model_updates"] is False
+    assert bench.standin.requests("fetch") == []
+
+
+async def test_a_llama_server_out_of_path_is_used_and_one_in_path_is_not_preferred(bench: LemonadeBench) -> None:
+    """The daemon's PATH need not have it, and what is there need not be the configured one."""
+    elsewhere = bench.roots.home / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "llama-server").symlink_to(STANDINS / "llama-server")
+    (bench.standin.bin / "llama-server").unlink()
+    (bench.standin.bin / "llama-server").write_text("#!/bin/sh\nexit 1\n")
+    (bench.standin.bin / "llama-server").chmod(0o755)
+    bench.llama_server = str(elsewhere / "llama-server")
+    async with bench:
+        await bench.loaded(QWEN)
+    assert bench.standin.requests("fetch") == []
+
+
+async def test_without_a_llama_server_nothing_is_fetched_unless_it_is_asked_for(bench: LemonadeBench) -> None:
+    (bench.standin.bin / "llama-server").unlink()
+    async with bench:
+        exit = await bench.gone(bench.start(QWEN))
+        assert "Fetching executable artifacts is disabled for llamacpp:cpu" in exit.message
+        assert "download_backends = true under [engines.lemonade]" in exit.message
+        assert bench.standin.requests("fetch") == []
+    bench.settings = LemonadeSettings(download_backends=True)
+    async with bench:
+        exit = await bench.gone(bench.start(QWEN))
+        assert "download_backends" not in exit.message
+        assert bench.standin.requests("fetch")
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://10.0.0.7"])
+async def test_a_web_page_reaches_no_backend(bench: LemonadeBench, origin: str) -> None:
+    async with bench:
+        (number,) = await bench.loaded(QWEN)
+        url, body = f"http://127.0.0.1:{bench.endpoint(number)}/v1/completions", b'{"prompt": "hi", "max_tokens": 1}'
+
+        def status_and_origin(**headers: str) -> tuple[int, str | None]:
+            asked = urllib.request.Request(url, body, {"Origin": origin, **headers})
+            try:
+                with urllib.request.urlopen(asked, timeout=5) as answer:
+                    return answer.status, answer.headers.get("Access-Control-Allow-Origin")
+            except urllib.error.HTTPError as error:
+                return error.code, error.headers.get("Access-Control-Allow-Origin")
+
+        assert await asyncio.to_thread(status_and_origin) == (401, None)
+        key = bench.own.backend_key
+        assert await asyncio.to_thread(status_and_origin, Authorization=f"Bearer {key}") == (200, None)
+
+
+async def test_where_the_users_models_are_is_taken_over(bench: LemonadeBench) -> None:
+    """From the settings of the user's own server, which lie in ~/.config after 11.7: they are newer than ~/.cache."""
+    home = bench.roots.home
+    for folder, name, models in ((".cache", "old", "Old"), (".config", "new", "New")):
+        own = home / folder / "lemonade"
+        own.mkdir(parents=True)
+        (own / "config.json").write_text(json.dumps({"port": 1, "extra_models_dir": f"/models/{name}"}))
+        (own / "user_models.json").write_text(json.dumps({models: {"recipe": "llamacpp"}}))
+    async with bench:
+        await bench.loaded(QWEN)
+    own = bench.roots.cache / "lemonade"
+    assert json.loads((own / "config.json").read_text())["extra_models_dir"] == "/models/new"
+    assert json.loads((own / "user_models.json").read_text()) == {"New": {"recipe": "llamacpp"}}
+
+
+async def test_a_model_that_the_user_registered_is_loaded_by_its_full_name(bench: LemonadeBench) -> None:
+    bench.standin.say(models={"Mine": {"recipe": "llamacpp"}})
+    async with bench:
+        (number,) = await bench.loaded("user.Mine")
+        assert [one["body"]["model_name"] for one in bench.standin.requests("/api/v1/load")] == ["user.Mine"]
+        exit = await bench.stopped(number)
+        assert exit.cause is Cause.STOPPED
+        exit = await bench.gone(bench.start("user.Other"))
+        assert exit.cause is Cause.NO_MODEL
+
+
+async def test_what_lemonade_says_is_one_line_without_control_characters(bench: LemonadeBench) -> None:
+    bench.standin.say(fail={QWEN: "Invalid arguments:\n  \x1b[31m-x\x07\n\tis not one"})
+    async with bench:
+        exit = await bench.gone(bench.start(QWEN))
+    assert "Invalid arguments: [31m-x is not one" in exit.message
+    assert exit.message.isprintable()
+
+
+async def test_a_server_that_is_busy_with_an_unload_is_not_called_dead(bench: LemonadeBench) -> None:
+    """It answers nobody meanwhile, for two seconds."""
+    async with bench:
+        first, second, third = await bench.loaded(QWEN, GEMMA, EMBED)
+        bench.standin.say(pace=1)
+        began = bench.own.pid
+        bench.supervisor.stop(first, Cause.STOPPED)
+        await bench.until(lambda: bench.standin.requests("/api/v1/unload"))
+        os.kill(bench.pid(third), signal.SIGKILL)  # of this one it must be asked whether it is there
+        exits = [await bench.gone(first), await bench.gone(third)]
+        assert [exit.cause for exit in exits] == [Cause.STOPPED, Cause.EXITED]
+        assert "its backend in the Lemonade Server ended" in exits[1].message
+        assert bench.heard.of(second) == ["ready"]
+        assert bench.own.pid == began
+        bench.standin.say(pace=0)
+
+
 async def test_the_key_is_in_the_environment_and_asked_for(bench: LemonadeBench) -> None:
     async with bench:
         await bench.loaded(QWEN)
@@ -127,10 +246,12 @@ async def test_settings_become_options_of_the_load_and_are_not_saved(bench: Lemo
     body = load["body"]
     assert body["save_options"] is False
     assert body["ctx_size"] == 16384
-    assert body["llamacpp_args"] == "-np 2 -fa on --no-mmap -ub 512 -ctk q8_0 -ctv q8_0 --swa-full"
+    assert (
+        body["llamacpp_args"] == f"-np 2 -fa on --load-mode none -ub 512 -ctk q8_0 -ctv q8_0 --alias {QWEN} --swa-full"
+    )
 
 
-@pytest.mark.parametrize("argument", ["--port", "-ngl", "--ctx-size=9", "--metrics", "--mmproj"])
+@pytest.mark.parametrize("argument", ["--port", "--ctx-size=9", "--metrics", "-mmu", "-hf", "-md"])
 async def test_arguments_that_lemonade_refuses_are_refused_before(bench: LemonadeBench, argument: str) -> None:
     async with bench:
         exit = await bench.gone(bench.start(extra_args=(argument, "1")))
@@ -242,14 +363,17 @@ async def test_without_a_lemonade_it_says_so(bench: LemonadeBench) -> None:
     async with bench:
         exit = await bench.gone(bench.start())
     assert exit.cause is Cause.NO_PROGRAM
-    assert "neither lemond nor lemonade-server is in PATH" in exit.message
+    assert "neither lemond nor lemonade-server is on PATH" in exit.message
 
 
 async def test_a_model_that_is_not_downloaded_is_not_downloaded_by_a_load(bench: LemonadeBench) -> None:
     async with bench:
         exit = await bench.gone(bench.start("Qwen3-32B-GGUF"))
     assert exit.cause is Cause.NO_MODEL
-    assert exit.message == "Qwen3-32B-GGUF is not downloaded: run lemonade pull Qwen3-32B-GGUF"
+    assert "run lemonade pull Qwen3-32B-GGUF" in exit.message
+    assert "start a Lemonade Server of your own" in exit.message, "accelerd's has a key that its client does not know"
+    assert f"{bench.roots.home}/.cache/huggingface/hub" in exit.message
+    assert "HF_HOME" in exit.message
     assert bench.standin.requests("/api/v1/load") == []
 
 
@@ -324,12 +448,13 @@ async def test_a_pin_is_told_to_those_that_know_pins(bench: LemonadeBench) -> No
     assert load["body"]["pinned"] is True
 
 
-async def test_an_older_one_is_not_told_of_pins(bench: LemonadeBench) -> None:
-    bench.standin.say(version="10.2.0")
+@pytest.mark.parametrize(("version", "told"), [("10.7.0", False), ("10.8.0", True)])
+async def test_an_older_one_is_not_told_of_pins(bench: LemonadeBench, version: str, told: bool) -> None:
+    bench.standin.say(version=version)
     async with bench:
         await bench.loaded(QWEN, pin=True)
     (load,) = bench.standin.requests("/api/v1/load")
-    assert "pinned" not in load["body"]
+    assert ("pinned" in load["body"]) is told
 
 
 async def test_the_server_and_its_backends_carry_the_mark_of_the_daemon(bench: LemonadeBench) -> None:

@@ -21,6 +21,7 @@ __all__ = ["user_manager"]
 UNIT = "accelerd-lemonade-server.service"
 MODELS = (
     f"[engines.lemonade]\nbinary = {json.dumps(str(STANDINS / 'lemond'))}\n"
+    f"[engines.llama-server]\nbinary = {json.dumps(str(STANDINS / 'llama-server'))}\n"
     f'[models.qwen]\nengine = "lemonade"\nmodel = "{QWEN}"\n'
     f'[models.nomic]\nengine = "lemonade"\nmodel = "{EMBED}"\nembeddings = true\n'
 )

@@ -12,15 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.base.ports import Roots
-from accelerd.supervise.homes.home import NoProgram
+from accelerd.engines.base import OwnedServer
+from accelerd.engines.lemonade.program import features, find
 from accelerd.supervise.homes.lemonade import program
 from accelerd.supervise.process.processes import ProcessTable
 from tests.npu.lemonade_kit import EMBED, QWEN, REAL, LemonadeBench
 from tests.supervise.bench import alive
 
-VERSIONS = ["10.0.0", "10.2.0", "10.10.0", "11.7.0", "11.8.0"]
+VERSIONS = ["10.0.0", "10.2.0", "10.4.0", "10.8.0", "11.7.0", "11.8.0"]
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ async def test_the_program_is_known_by_its_help(bench: LemonadeBench) -> None:
         (bench.standin.bin / "lemond").symlink_to(REAL)
     else:
         generation(bench, "11.8.0")
-    found = await program.find(None, {"PATH": bench.standin.path, "HOME": str(bench.roots.home)})
+    found = await find(None, {"PATH": bench.standin.path, "HOME": str(bench.roots.home)})
     assert found.path.endswith("/lemond")
     assert not found.legacy
     if not REAL:
@@ -129,24 +131,24 @@ async def test_the_older_one_runs_beside_the_users_own(bench: LemonadeBench) -> 
 async def test_the_newer_generation_is_taken_where_there_are_both(bench: LemonadeBench) -> None:
     generation(bench, "10.0.0")
     generation(bench, "11.7.0")
-    found = await program.find(None, {"PATH": bench.standin.path, "HOME": str(bench.roots.home)})
+    found = await find(None, {"PATH": bench.standin.path, "HOME": str(bench.roots.home)})
     assert os.path.basename(found.path) == "lemond"
 
 
 async def test_a_program_that_is_named_and_missing() -> None:
-    with pytest.raises(NoProgram, match=r"no such program in PATH"):
-        await program.find("lemond-of-mine", {"PATH": "/usr/bin"})
+    with pytest.raises(AccelError, match=r"cannot find the program lemond-of-mine: it is not on PATH"):
+        await find("lemond-of-mine", {"PATH": "/usr/bin"})
 
 
 def test_what_a_person_has_set_in_the_private_folder_stays(tmp_path: Path) -> None:
     roots = Roots(tmp_path / "c.toml", tmp_path / "run", tmp_path / "state", tmp_path / "cache", home=tmp_path)
     folders = program.Folders.of(roots)
-    lemond = program.features("/bin/lemond", "usage: lemond [cache_dir] --port")
-    program.prepare(lemond, folders, 1, {})
+    lemond = features("/bin/lemond", "usage: lemond [cache_dir] --port")
+    program.prepare(lemond, folders, 1, {}, OwnedServer())
     file = folders.cache / "config.json"
     said = json.loads(file.read_text())
     file.write_text(json.dumps({**said, "llamacpp": {"backend": "rocm"}, "broadcast": True}))
-    program.prepare(lemond, folders, 2, {})
+    program.prepare(lemond, folders, 2, {}, OwnedServer())
     said = json.loads(file.read_text())
     assert said["llamacpp"] == {"backend": "rocm", "prefer_system": True}
     assert said["port"] == 2

@@ -7,12 +7,14 @@ list takes precedence. Pure.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from msgspec import Struct
 
 GB: Final = 10**9
+UNNAMED: Final = 4.0  # billions of parameters, where the name tells no number
 CACHE_UNKNOWN: Final = 128 * 1024  # bytes a token: more than most
 WHISPER: Final = "whisper-v3:turbo"
 EMBEDDER: Final = "embed-gemma:300m"
@@ -99,6 +101,16 @@ def of_listing(entry: Mapping[str, Any]) -> FlmModel | None:
         table.cache if table else CACHE_UNKNOWN,
         entry.get("installed") is True,
     )
+
+
+SIZE_IN_NAME: Final = re.compile(r"(?<![a-z0-9.])[ae]?(\d+(?:\.\d+)?)(b|m)(?![a-z0-9])", re.IGNORECASE)
+
+
+def guessed_size(name: str) -> int:
+    """Bytes of a model of which only the name is known: four to six bits for each of its parameters, and something on
+    top. Of several numbers the largest: "35b-a3b" has 35 billion."""
+    found = [float(number) * (1 if unit in "bB" else 0.001) for number, unit in SIZE_IN_NAME.findall(name)]
+    return int((0.75 * max(found, default=UNNAMED) + 0.5) * GB)
 
 
 # --- names: the tag is "qwen3:4b", Lemonade writes "qwen3-4b-FLM", people "qwen3-4b", in any case ---

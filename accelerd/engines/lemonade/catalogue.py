@@ -14,7 +14,7 @@ from msgspec.structs import asdict, replace
 
 from accelerd.base.decoding import from_json
 from accelerd.config.model import ModelSpec
-from accelerd.engines.lemonade.client import LemonadeModel, ServerAddress
+from accelerd.engines.lemonade.client import LemonadeModel, ServerAddress, named
 
 # Recipes whose backends are OpenAI servers: requests go directly to them.
 DIRECT: Final = frozenset(("llamacpp", "flm"))
@@ -28,6 +28,7 @@ class Catalogue:
         """`kept`: the `dump` of an earlier daemon."""
         self._known: dict[str, LemonadeModel] = _parsed(kept)
         self.address: ServerAddress | None = None  # of the server that accelerd runs, while it runs
+        self.release: tuple[int, ...] = ()  # version of the server that was asked last; (): unknown
 
     def note(self, listed: Iterable[LemonadeModel]) -> None:
         """Stores the list of a server."""
@@ -43,7 +44,7 @@ class Catalogue:
         return msgspec.json.encode(self._known)
 
     def of(self, model: str) -> LemonadeModel:
-        return self._known.get(model.casefold(), LemonadeModel())
+        return named(model, self._known) or LemonadeModel()
 
     def recipe(self, spec: ModelSpec) -> str:
         """Its recipe; if no server has reported it, a guess from name and settings."""

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from msgspec import Struct
@@ -18,9 +18,12 @@ from accelerd.base.decoding import from_json
 from accelerd.engines.base import Endpoint
 from accelerd.engines.http import HttpError, HttpUnreachable, request
 
+T = TypeVar("T")
+
 API: Final = "/api/v1"
-LIVE: Final = "/live"  # answers without a key
-QUICK: Final = 2.0  # s for a trivial request
+QUICK: Final = 10.0  # s for a trivial request: while it unloads a model it answers nobody, 2.2 s and more
+NAMESPACES: Final = ("user", "extra", "builtin")  # of its models' names; lists leave them out where a name is unique
+MOST_SAID: Final = 400  # characters of an error
 ANSWER_BYTES: Final = 16 << 20  # its list of models
 
 
@@ -52,7 +55,7 @@ class LoadedModel(Struct, frozen=True):
     """A loaded model, an entry of `health.all_models_loaded`."""
 
     model: str
-    pid: int | None  # of its backend; not reported before 10.1
+    pid: int | None  # of its backend; not reported before 10.4
     port: int | None  # where its backend listens on 127.0.0.1
     recipe: str
     checkpoint: str
@@ -73,7 +76,7 @@ class Health(Struct, frozen=True):
         return release(self.version)
 
     def of(self, model: str) -> LoadedModel | None:
-        return self.loaded.get(model.casefold())
+        return named(model, self.loaded)
 
 
 class LemonadeModel(Struct, frozen=True):
@@ -88,6 +91,19 @@ class LemonadeModel(Struct, frozen=True):
     context: int | None = None  # trained context, in tokens
     direct: bool | None = None  # do requests go to its backend? None: not loaded yet
     device: str = ""  # as the server reports while it is loaded: "gpu npu"
+
+
+def named(model: str, known: Mapping[str, T]) -> T | None:
+    """What is known by this name. `known`: by name in lower case, with or without the namespace."""
+    name = model.casefold()
+    spellings = [name, bare_name(name), *(f"{space}.{name}" for space in NAMESPACES)]
+    return next((known[one] for one in spellings if one in known), None)
+
+
+def bare_name(model: str) -> str:
+    """A model's name without the namespace, in lower case."""
+    space, dot, bare = model.casefold().partition(".")
+    return bare if dot and space in NAMESPACES else model.casefold()
 
 
 def release(version: str) -> tuple[int, ...]:
@@ -106,14 +122,6 @@ class LemonadeClient:
     def close(self) -> None:
         """The server has ended: what listens there from now on must not be sent its key."""
         self._closed = True
-
-    async def alive(self) -> bool:
-        """Does the server answer?"""
-        try:
-            await self._ask(LIVE, within=QUICK)
-        except HttpError:
-            return False
-        return True
 
     async def health(self, within: float = QUICK) -> Health:
         """HttpError."""
@@ -136,14 +144,6 @@ class LemonadeClient:
             raise HttpError("no model named")
         await self._ask(f"{API}/unload", {"model_name": model}, within=within)
 
-    async def pin(self, model: str, pinned: bool) -> None:
-        """HttpError; versions before 10.10 have no pins."""
-        await self._ask("/internal/pin", {"model_name": model, "pinned": pinned}, within=QUICK)
-
-    async def shutdown(self) -> None:
-        """HttpError; 10.0 supports only SIGTERM."""
-        await self._ask("/internal/shutdown", {}, within=QUICK)
-
     async def _ask(self, path: str, body: Mapping[str, Any] | None = None, *, within: float | None) -> dict[str, Any]:
         """GET, or POST with a `body`."""
         if self._closed:
@@ -161,10 +161,14 @@ class LemonadeClient:
 def _refusal(status: int, said: Mapping[str, Any], path: str) -> LemonadeRefused:
     error = said.get("error")
     if isinstance(error, dict):
-        return LemonadeRefused(
-            status, str(error.get("code") or error.get("type") or ""), str(error.get("message") or "")
-        )
-    return LemonadeRefused(status, "", str(error) if error else f"status {status} to {path}")
+        return LemonadeRefused(status, str(error.get("code") or error.get("type") or ""), _line(error.get("message")))
+    return LemonadeRefused(status, "", _line(error) if error else f"status {status} to {path}")
+
+
+def _line(said: object) -> str:
+    """A text of the server as one line that can be shown."""
+    text = "".join(char if char.isprintable() else " " for char in str(said or ""))
+    return " ".join(text.split())[:MOST_SAID]
 
 
 def _object(data: bytes) -> dict[str, Any]:

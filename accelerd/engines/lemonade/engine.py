@@ -8,20 +8,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
+from accelerd.config import key_file
 from accelerd.config.model import LemonadeSettings, ModelSpec
 from accelerd.devices.model import Device
-from accelerd.engines.base import Dialect, Endpoint, Engine, LaunchPlan, Tenancy, Traits, fail
+from accelerd.engines.base import Dialect, Endpoint, Engine, LaunchPlan, OwnedServer, Tenancy, Traits, fail
 from accelerd.engines.http import HttpError
-from accelerd.engines.lemonade import model, request
+from accelerd.engines.lemonade import model, program, request
 from accelerd.engines.lemonade.catalogue import Catalogue
 from accelerd.engines.lemonade.client import LemonadeClient, ServerAddress
 from accelerd.engines.llama_server.dialect import DIALECT
 from accelerd.engines.llama_server.environment import NO_BACKTRACE
+from accelerd.engines.llama_server.features import Features
 from accelerd.engines.llama_server.output import NOTABLE, OUT_OF_MEMORY, TOO_LARGE
 from accelerd.memory.model import Forecast, MemoryRequirement
 
@@ -30,10 +32,12 @@ log = logging.getLogger(__name__)
 # Environment variables for the server and its backends: model directories, devices, proxies.
 INHERITED = (
     "PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME",
+    "XDG_CONFIG_HOME",
     "LD_LIBRARY_PATH", "HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_ENDPOINT", "http_proxy", "https_proxy", "no_proxy",
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR", "CUDA_VISIBLE_DEVICES",
     "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HSA_OVERRIDE_GFX_VERSION", "GGML_VK_VISIBLE_DEVICES",
     "MESA_VK_DEVICE_SELECT", "XILINX_XRT", "FLM_MODEL_PATH", "LEMONADE_CACHE_DIR", "LEMONADE_DEFAULTS_PATH",
+    "LEMONADE_EXTRA_MODELS_DIR",
 )  # fmt: skip
 
 
@@ -54,9 +58,13 @@ class Lemonade(Engine):
         catalogue: Catalogue,
         *,
         environ: Mapping[str, str] | None = None,
+        llama: Callable[[], Awaitable[Features]] | None = None,
+        devices: Callable[[], Sequence[Device] | None] = lambda: None,
     ) -> None:
-        """`catalogue`: shared with the home."""
+        """`catalogue`: shared with the home; `llama()`: accelerd's own llama-server. AccelError without one."""
         self._settings = settings
+        self._llama = llama
+        self._devices = devices
         self._catalogue = catalogue
         self._environ = dict(os.environ if environ is None else environ)
 
@@ -67,8 +75,15 @@ class Lemonade(Engine):
         await self._ask()
         recipe = self._catalogue.recipe(spec)
         known = self._catalogue.of(spec.model)
-        asked = request.build(spec, recipe, known.context)
-        settings = self._settings
+        settings, own = self._settings, OwnedServer()
+        server, llama = self._catalogue.release, None
+        warnings: list[str] = []
+        if settings.url is None:
+            server = (await program.find(spec.binary or settings.binary, self._environ)).version
+            llama, warnings = await self._llama_server(recipe)
+            path = llama.binary if llama is not None else ""
+            own = OwnedServer(spec.binary or settings.binary, path, settings.download_backends)
+        asked = request.build(spec, recipe, known.context, server, llama)
         return LaunchPlan(
             model=spec.name,
             argv=("lemonade", "load", spec.model, *_shown(asked.body)),
@@ -79,7 +94,7 @@ class Lemonade(Engine):
             endpoint=Endpoint(),
             secret="",
             flags=asked.flags,
-            warnings=asked.warnings,
+            warnings=(*warnings, *asked.warnings),
             guarded=False,
             notable=NOTABLE if recipe == "llamacpp" else "",
             out_of_memory=OUT_OF_MEMORY if recipe == "llamacpp" else (),
@@ -89,22 +104,32 @@ class Lemonade(Engine):
                 load=asked.body,
                 url=settings.url,
                 key_file=settings.key_file,
-                program=spec.binary or settings.binary,
+                own=own,
                 pin=spec.pin,
             ),
         )
 
+    async def _llama_server(self, recipe: str) -> tuple[Features | None, list[str]]:
+        """The one that the server's models of llama.cpp run with; None: the server has its own."""
+        if self._llama is None:
+            return None, []
+        try:
+            return await self._llama(), []
+        except AccelError as error:
+            doubt = f"{error.problem}: Lemonade runs this model with a llama-server that it has itself, if any"
+            return None, [doubt] if recipe == "llamacpp" else []
+
     async def forecast(self, spec: ModelSpec, devices: Sequence[Device], *, ask: bool) -> Forecast:
         if ask and spec.memory is None:
             await self._ask()
-        return model.forecast(spec, devices, self._catalogue, self._settings.url or "Lemonade Server")
+        return model.forecast(spec, devices, self._catalogue, self._settings.url)
 
     def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
         """Nothing: Lemonade's models are whole or not there."""
         return ""
 
     def traits(self, spec: ModelSpec) -> Traits:
-        return model.traits(spec, self._catalogue, own=self._settings.url is None)
+        return model.traits(spec, self._catalogue, own=self._settings.url is None, devices=self._devices())
 
     async def _ask(self) -> None:
         """Gets the list of the running server, if there is one. Never raises."""
@@ -114,20 +139,21 @@ class Lemonade(Engine):
             if url is not None:
                 address = ServerAddress(url, await asyncio.to_thread(read_key, self._settings.key_file))
             if address is not None:
-                self._catalogue.note(await LemonadeClient(address).models())
+                client = LemonadeClient(address)
+                self._catalogue.note(await client.models())
+                self._catalogue.release = (await client.health(within=10.0)).release
         except (HttpError, AccelError) as error:
             log.info("cannot get the models of the Lemonade Server: %s", error)
 
 
-def read_key(key_file: str | None) -> str:
-    """The first line of the file; "" without one. AccelError('model_failed'). Blocking."""
-    if key_file is None:
+def read_key(path: str | None) -> str:
+    """The file's first key; "" without a file. AccelError('model_failed'). Blocking."""
+    if path is None:
         return ""
-    try:
-        return (Path(key_file).read_text().splitlines() or [""])[0].strip()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not a text file"
-        fail(Cause.REFUSED, f"cannot read the key of the Lemonade Server from {key_file}: {why}")
+    keys, trouble = key_file.read(path)
+    if trouble:
+        fail(Cause.REFUSED, f"cannot read the key of the Lemonade Server (engines.lemonade.key_file): {trouble}")
+    return keys[0]
 
 
 def _shown(body: Mapping[str, object]) -> list[str]:

@@ -1,6 +1,6 @@
 """One Lemonade model as configured: its tasks, its device and its memory, from what servers have listed.
 
-Never raises and contacts no server. A size that no server has listed counts 0 until it has been measured.
+Never raises and contacts no server. A size that no server has listed is guessed from the name until it is measured.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Final, Literal
 from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device, usable
 from accelerd.engines.base import Task, Traits
-from accelerd.engines.flm.catalogue import tag_of
+from accelerd.engines.flm.catalogue import guessed_size, tag_of
 from accelerd.engines.lemonade.catalogue import DIRECT, Catalogue
-from accelerd.engines.lemonade.client import LemonadeModel
-from accelerd.memory.model import RAM, Claim, Forecast, MemoryRequirement, in_ram
+from accelerd.engines.lemonade.client import LemonadeModel, bare_name
+from accelerd.memory.model import RAM, Claim, Forecast, MemoryRequirement, Shared, in_ram
 
 GENERATES: Final[tuple[Task, ...]] = ("chat", "completions")
 # Label → tasks of the model.
@@ -41,13 +41,21 @@ NAMES: Final[Mapping[Task, str]] = {
 ROOM: Final = 1.1  # factor on the size of the files for cache and buffers
 
 
-def traits(spec: ModelSpec, catalogue: Catalogue, *, own: bool = True) -> Traits:
-    """From what is known now. `own`: accelerd runs the server, so requests can go directly to backends."""
+def traits(
+    spec: ModelSpec, catalogue: Catalogue, *, own: bool = True, devices: Sequence[Device] | None = None
+) -> Traits:
+    """From what is known now. `own`: accelerd runs the server, so requests can go directly to backends.
+
+    `devices`: of this machine; None: unknown.
+    """
     known, recipe = catalogue.of(spec.model or ""), catalogue.recipe(spec)
     direct = own and (recipe in DIRECT if known.direct is None else known.direct)
     tasks = _tasks(spec, recipe, known)
     if not (known.recipe or spec.embeddings or spec.rerank or spec.transcription):
         tasks |= UNKNOWN  # not listed by a server yet: allow whatever it may support
+    kind = device(recipe, known)
+    if kind == "gpu" and devices is not None and not usable(devices):
+        kind = "cpu"  # Lemonade calls all but one of its llama-servers so, whatever they compute with
     why_not: dict[str, str] = {task: why for task, why in NAMES.items() if task not in tasks}
     if "chat" in tasks:
         extra, refused = _beyond(recipe, known, direct)
@@ -60,7 +68,7 @@ def traits(spec: ModelSpec, catalogue: Catalogue, *, own: bool = True) -> Traits
         paths={} if direct else PATHS,
         labels=known.labels,
         recipe=recipe,
-        device=device(recipe, known),
+        device=kind,
         context=spec.tokens or known.context,
     )
 
@@ -102,8 +110,7 @@ def _beyond(recipe: str, known: LemonadeModel, direct: bool) -> tuple[set[Task],
     elif direct:
         why_not |= dict.fromkeys(("messages", "responses"), f"{recipe} supports only chat completions")
     else:
-        found.add("responses")
-        why_not["messages"] = f"Lemonade's {recipe or 'server'} supports only chat completions"
+        found |= {"messages", "responses"}  # the server translates the former
     return found, why_not
 
 
@@ -117,27 +124,30 @@ def _wire_name(spec: ModelSpec, recipe: str, known: LemonadeModel, direct: bool)
     return (known.checkpoint or tag_of(spec.model or "")) if recipe == "flm" else None
 
 
-def forecast(spec: ModelSpec, devices: Sequence[Device], catalogue: Catalogue, host: str) -> Forecast:
-    """`host`: identifies the server, which has its own limits for loaded models."""
+def forecast(spec: ModelSpec, devices: Sequence[Device], catalogue: Catalogue, url: str | None) -> Forecast:
+    """`url`: of a server that is already running; None: accelerd's own, whose backends are asked directly."""
     known, recipe = catalogue.of(spec.model or ""), catalogue.recipe(spec)
     size, source = _size(spec, known)
-    declared = spec.memory is not None
-    key = _key(spec, known) if known.size and not declared else ""
+    host, declared = url or "Lemonade Server", spec.memory is not None
+    place = Shared(host, bare_name(spec.model or spec.name), cuts=url is None)
+
+    def one(need: MemoryRequirement) -> Forecast:
+        return Forecast((need,), _key(spec, known) if known.size and not declared else "", shared=place)
+
     npu = next((one for one in devices if one.kind == "npu" and one.problem is None), None)
     kind = device(recipe, known)
     # The device of whisper is known only after a load; until then assume the NPU.
     if npu is not None and (kind == "npu" or (recipe == "whispercpp" and not known.device)):
         # The NPU uses main memory and no GPU memory.
         claim = Claim(npu.id, recipe, _kind(spec, catalogue), host=host)
-        return Forecast((MemoryRequirement({RAM: size}, source, (npu.id,), claims=(claim,), declared=declared),), key)
+        return one(MemoryRequirement({RAM: size}, source, (npu.id,), claims=(claim,), declared=declared))
     gpus = usable(devices)
     if kind == "gpu" and gpus and spec.gpu_layers != 0:
         wanted = [gpu for gpu in gpus if gpu.id in (spec.gpus or ())]
         # Lemonade selects the GPU itself; assume the first one that it would use.
         chosen = wanted[:1] or [gpu for gpu in gpus if gpu.apu is not True][:1] or list(gpus[:1])
-        one = chosen[0].id
-        return Forecast((MemoryRequirement({one: size}, source, (one,), declared=declared),), key)
-    return Forecast((in_ram(size, source, declared=declared),), key)
+        return one(MemoryRequirement({chosen[0].id: size}, source, (chosen[0].id,), declared=declared))
+    return one(in_ram(size, source, declared=declared))
 
 
 def _size(spec: ModelSpec, known: LemonadeModel) -> tuple[int, str]:
@@ -145,7 +155,8 @@ def _size(spec: ModelSpec, known: LemonadeModel) -> tuple[int, str]:
         return spec.memory, f"declared: {spec.origin('memory')}"
     if known.size:
         return int(known.size * ROOM), "estimated from the size that Lemonade lists"
-    return 0, "unknown: no Lemonade Server has listed its size yet"
+    name = spec.model or ""
+    return int(guessed_size(name) * ROOM), f"guessed from its name: Lemonade lists no size for {name}"
 
 
 def _kind(spec: ModelSpec, catalogue: Catalogue) -> Literal["llm", "asr", "embed"]:

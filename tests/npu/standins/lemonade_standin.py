@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -32,7 +33,8 @@ SETTINGS = {
     "models": {},  # name → what is other than in MODELS
     "fail": {},  # name → what its backend says before it ends; "not found" in it: only that load fails
     "load_seconds": 0.0,
-    "unload_seconds": 0.0,  # while it throws out, nothing else is answered
+    "pace": 1.0,  # of its own waits: 0 for tests that do not ask how long they are
+    "online": False,  # can it download?
     "health_seconds": 0.0,
     "token_seconds": 0.0,
     "mib": 0,
@@ -63,8 +65,24 @@ DEFAULTS = {
     "ctx_size": -1, "no_broadcast": False, "flm": {"args": "", "prefer_system": False},
     "llamacpp": {"backend": "auto", "args": "", "prefer_system": True},
 }  # fmt: skip
-OWN_ARGS = {"-m", "--port", "--ctx-size", "-c", "-ngl", "--jinja", "--mmproj", "--embeddings", "--reranking",
-            "--device", "--metrics"}  # fmt: skip
+# Options that it does not take, and the versions that set them themselves: from the first, up to the second.
+OWN_ARGS = (
+    ("-m --model --ctx-size -c --port --jinja --no-jinja --mmproj -mm -mmu --mmproj-url --no-mmproj --mmproj-auto "
+     "--no-mmproj-auto --embeddings --embedding --reranking --rerank", (), None),
+    ("-ngl --gpu-layers --n-gpu-layers", (), (10, 8)), ("--device -dev", (10, 6), None), ("--metrics", (10, 7), None),
+    ("--model-draft -md --spec-draft-model", (10, 10), None), ("--mmproj-offload --no-mmproj-offload", (), (11, 6)),
+)  # fmt: skip
+UNLOAD_SECONDS = 2.0  # between SIGTERM and the look whether it has ended; nothing else is answered meanwhile
+BAD_COMMAND_LINE = 109  # status; CLI11's
+
+
+def own_args(version: tuple[int, ...]) -> set[str]:
+    return {
+        name
+        for names, since, until in OWN_ARGS
+        if version >= since and (until is None or version < until)
+        for name in names.split()
+    }
 
 
 def settings() -> dict[str, Any]:
@@ -122,6 +140,7 @@ class Router:
         self.loading = threading.Lock()
         self.loaded: list[Backend] = []
         self.downloaded: set[str] = set()
+        self.websocket_port = 0
 
     def models(self) -> dict[str, dict[str, Any]]:
         changed = settings()["models"]
@@ -137,13 +156,14 @@ class Router:
         return next((one for one in self.loaded if one.model == name and self._shown(one)), None)
 
     def _shown(self, one: Backend) -> bool:
-        """From 10.10 on it does not list what has died."""
-        return release(self.version) < (10, 10) or one.process.poll() is None
+        """From 10.8 on it does not list what has died."""
+        return release(self.version) < (10, 8) or one.process.poll() is None
 
     # --- load and unload ---
 
     def load(self, body: dict[str, Any]) -> dict[str, Any]:
         name = body.get("model_name") or ""
+        name = name.removeprefix("user.")
         known = self.models().get(name)
         if known is None:
             raise Refusal(404, "model_not_found", f"Model '{name}' was not found. Available models include: ...")
@@ -151,6 +171,8 @@ class Router:
             raise Refusal(404, "model_not_supported", f"Model '{name}' is not available on this system. No Windows.")
         if not known["downloaded"]:  # it would take hours
             print(f"Model {name} not downloaded, downloading...", flush=True)
+            if not settings()["online"]:
+                raise Refusal(500, "model_load_error", f"Failed to fetch {name}: Couldn't resolve host name")
             self.downloaded.add(name)
             known["downloaded"] = True
         with self.loading:
@@ -160,8 +182,7 @@ class Router:
     def _load(self, name: str, known: dict[str, Any], body: dict[str, Any]) -> None:
         options = {key: value for key, value in body.items() if key not in ("model_name", "save_options", "pinned")}
         arguments = str(options.get("llamacpp_args") or "").split()
-        if wrong := OWN_ARGS & set(arguments):
-            raise Refusal(500, "model_load_error", f"Argument {wrong.pop()} is managed by Lemonade")
+        wrong = own_args(release(self.version)) & {word.partition("=")[0] for word in arguments}
         with self.lock:
             there = self.find(name)
             if there is not None and there.process.poll() is None and there.options == options:
@@ -173,6 +194,9 @@ class Router:
                 raise Refusal(409, "router_residency_conflict", f"{name} would displace a routing helper")
             self._make_room(name, known)
         try:
+            if wrong:
+                text = "Invalid custom llama-server arguments:\nArgument '%s' is managed by Lemonade and cannot be set."
+                raise RuntimeError(text % wrong.pop())
             backend = self._start(name, known, options)
         except RuntimeError as error:
             if any(text in str(error) for text in ("not found", "does not exist", "No such file")):
@@ -182,10 +206,12 @@ class Router:
                 for one in list(self.loaded):
                     self.evict(one)
             try:
+                if wrong:
+                    raise error
                 backend = self._start(name, known, options)
             except RuntimeError as again:
                 raise Refusal(500, "model_load_error", f"Failed to load model '{name}': {again}") from None
-        backend.pinned = bool(body.get("pinned")) and release(self.version) >= (10, 10)
+        backend.pinned = bool(body.get("pinned")) and release(self.version) >= (10, 8)
         with self.lock:
             self.loaded.append(backend)
 
@@ -215,9 +241,9 @@ class Router:
         """Busy ones are waited for; then its process ends."""
         while one.busy:
             time.sleep(0.01)
-        time.sleep(settings()["unload_seconds"])
         with contextlib.suppress(ProcessLookupError):
             one.process.terminate()
+        time.sleep(UNLOAD_SECONDS * settings()["pace"])
         try:
             one.process.wait(5)
         except subprocess.TimeoutExpired:
@@ -250,14 +276,16 @@ class Router:
             command += ["--host", "127.0.0.1", *str(options.get("flm_args") or "").split(), "--quiet"]
             health = "/api/tags"
         else:
-            command = [sys.executable, "-S", "-E", str(HERE / "lemonade_backend.py"), "--model", name]
-            command += ["--port", str(port), "--ctx-size", str(options.get("ctx_size", -1))]
-            command += ["--load-seconds", str(said["load_seconds"]), "--token-seconds", str(said["token_seconds"])]
-            command += ["--mib", str(said["mib"]), "--helper-mib", str(said["helper_mib"])]
-            command += ["--fail", said["fail"].get(name, ""), *(["--stubborn"] if said["stubborn"] else [])]
-            command += str(options.get("llamacpp_args") or "").split()
+            program = self._llama_server() if known["recipe"] == "llamacpp" else str(HERE / "llama-server")
+            command = [program, "-m", f"/models/{name}.gguf", "--ctx-size", str(options.get("ctx_size", -1))]
+            command += ["--port", str(port), "--jinja", *(["--metrics"] if release(self.version) >= (10, 7) else [])]
+            labels = {"embeddings": "--embeddings", "reranking": "--reranking"}
+            command += [labels[label] for label in known["labels"] if label in labels]
+            command += shlex.split(str(options.get("llamacpp_args") or ""))
             health = "/health"
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        keyed = known["recipe"] == "llamacpp"
+        env = {name: value for name, value in os.environ.items() if keyed or name != "LLAMA_API_KEY"}
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=env)
         backend = Backend(name, known, process, port, command, options, False)
         while process.poll() is None:
             try:
@@ -267,6 +295,21 @@ class Router:
                 time.sleep(0.02)
         raise RuntimeError(said["fail"].get(name) or f"{known['recipe']} exited with status {process.returncode}")
 
+    def _llama_server(self) -> str:
+        """Of what the settings name, of PATH, or fetched. There is no GPU here."""
+        settings_of = self.config["llamacpp"]
+        named = os.environ.get("LEMONADE_LLAMACPP_CPU_BIN") or settings_of.get("cpu_bin", "builtin")
+        if settings_of.get("prefer_system") and (found := shutil.which("llama-server")):
+            return found
+        if named.startswith("/"):
+            if not os.path.exists(named):
+                raise RuntimeError(f"'llamacpp.cpu_bin' path is wrong: {named}")
+            return str(named)
+        if self.config.get("no_fetch_executables") and release(self.version) >= (10, 3):
+            raise RuntimeError("Fetching executable artifacts is disabled for llamacpp:cpu")
+        note({"path": "fetch", "what": "llamacpp:cpu"})
+        raise RuntimeError("Failed to download llama-server from: https://github.invalid - Couldn't resolve host name")
+
     def health(self) -> dict[str, Any]:
         time.sleep(settings()["health_seconds"])
         with self.lock:
@@ -275,11 +318,11 @@ class Router:
         last = max(shown, key=lambda one: one.last_use, default=None)
         most = self.config.get("max_loaded_models", 1)
         said: dict[str, Any] = {
-            "status": "ok", "version": self.version, "websocket_port": 9000,
+            "status": "ok", "version": self.version, "websocket_port": self.websocket_port,
             "model_loaded": last.model if last else None, "all_models_loaded": found,
             "max_models": dict.fromkeys(("llm", "embedding", "reranking", "transcription", "image", "tts"), most),
         }  # fmt: skip
-        if release(self.version) >= (10, 10):
+        if release(self.version) >= (10, 8):
             said["pinned_models"] = {"llm": sum(one.pinned for one in shown)}
         return said
 
@@ -289,11 +332,13 @@ class Router:
             "type": one.type, "device": one.device, "recipe": one.entry["recipe"], "recipe_options": one.options,
             "backend_url": f"http://127.0.0.1:{one.port}/v1",
         }  # fmt: skip
-        if release(self.version) >= (10, 1):
-            said |= {"pid": one.process.pid, "launch_command": one.command, "is_busy": one.busy > 0,
-                     "is_streaming": False}  # fmt: skip
-        if release(self.version) >= (10, 10):
-            said["pinned"] = one.pinned
+        version = release(self.version)
+        if version >= (10, 4):
+            said["pid"] = one.process.pid
+        if version >= (10, 8):
+            said |= {"pinned": one.pinned, "is_busy": one.busy > 0, "is_streaming": False}
+        if version > (11, 7, 0):
+            said["launch_command"] = one.command
         return said
 
 
@@ -352,7 +397,7 @@ class Handler(BaseHTTPRequestHandler):
             case "/unload":
                 router.unload(body.get("model_name") or "")
                 self._answer(200, {"status": "success", "message": "Model unloaded successfully"})
-            case "/internal/pin" if version >= (10, 10):
+            case "/internal/pin" if version >= (10, 8):
                 there = router.find(body.get("model_name") or body.get("model") or "")
                 if there is None:
                     raise Refusal(400, "invalid_request_error", "Model not loaded")
@@ -361,28 +406,51 @@ class Handler(BaseHTTPRequestHandler):
             case "/internal/shutdown" if version >= (10, 2):
                 self._answer(200, {"status": "shutting down"})
                 self.stop()
+            case "/messages":
+                self._messages(body)
             case ("/chat/completions" | "/completions" | "/embeddings" | "/reranking" | "/responses"
                   | "/audio/transcriptions"):  # fmt: skip
                 self._forward(path, body)
             case _:
                 self._answer(404, {"error": {"message": f"The requested endpoint does not exist: {path}"}})
 
-    def _forward(self, path: str, body: dict[str, Any]) -> None:
-        """To the backend of the model, which is loaded when it is not."""
-        name = body.get("model") or ""
-        if not name and b'name="model"' in self._raw:
-            name = self._raw.split(b'name="model"', 1)[1].split(b"\r\n\r\n", 1)[1].split(b"\r\n", 1)[0].decode()
+    def _messages(self, body: dict[str, Any]) -> None:
+        """Anthropic's, translated for the backend."""
+        backend = self._backend(body.get("model") or "")
+        asked = {"messages": body.get("messages"), "max_tokens": body.get("max_tokens", 1)}
+        with self._ask(backend, "/chat/completions", asked) as answer:
+            said = json.loads(answer.read())["choices"][0]["message"]["content"]
+        content = [{"type": "text", "text": said}]
+        self._answer(200, {"type": "message", "role": "assistant", "model": body.get("model"), "content": content,
+                           "stop_reason": "end_turn", "stop_sequence": None})  # fmt: skip
+
+    def _backend(self, name: str) -> Backend:
+        """Of the model, which is loaded when it is not."""
+        name = name.removeprefix("user.")
         if self.router.find(name) is None:
             self.router.load({"model_name": name})
         backend = self.router.find(name)
         assert backend is not None
+        return backend
+
+    @staticmethod
+    def _ask(backend: Backend, path: str, body: dict[str, Any]) -> Any:
+        url, headers = f"http://127.0.0.1:{backend.port}/v1{path}", {"Content-Type": "application/json"}
+        return urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), headers), timeout=60)
+
+    def _forward(self, path: str, body: dict[str, Any]) -> None:
+        """To the backend of the model."""
+        name = body.get("model") or ""
+        if not name and b'name="model"' in self._raw:
+            name = self._raw.split(b'name="model"', 1)[1].split(b"\r\n\r\n", 1)[1].split(b"\r\n", 1)[0].decode()
+        backend = self._backend(name)
         backend.busy, backend.last_use = backend.busy + 1, time.time()
         try:
-            url = f"http://127.0.0.1:{backend.port}/v1{path}"
-            data = json.dumps({**body, "model": backend.entry["checkpoint"]}).encode() if body else b"{}"
-            request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                self._raw_answer(200, answer.read(), answer.headers.get_content_type())
+            with self._ask(backend, path, {**body, "model": backend.entry["checkpoint"]} if body else {}) as answer:
+                kind, said = answer.headers.get_content_type(), answer.read()
+            if kind == "application/json" and backend.entry["recipe"] == "llamacpp":
+                said = json.dumps({**json.loads(said), "model": name}).encode()
+            self._raw_answer(200, said, kind)
         except urllib.error.HTTPError as error:
             self._raw_answer(error.code, error.read(), "application/json")
         finally:
@@ -411,9 +479,9 @@ def note(what: dict[str, Any]) -> None:
             log.write(json.dumps(what) + "\n")
 
 
-def free_port() -> int:
+def free_port(first: int = 8001) -> int:
     """From 8001 up, as there; not all servers of a test machine begin at the same one."""
-    first = 8001 + os.getpid() * 61 % 20000
+    first = first + os.getpid() * 61 % 20000
     for port in range(first, first + 1000):
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -443,6 +511,8 @@ def serve(version: str, config: dict[str, Any]) -> int:
         print(f"Error: Failed to bind to {host}:{port}: {error.strerror}", flush=True)
         return 1
     server.daemon_threads = True
+    live = socket.create_server((server.server_address[0], free_port(9000)))  # of its WebSockets
+    router.websocket_port = live.getsockname()[1]
     print(f"Starting Lemonade Server... Version: {version} Port: {port}", flush=True)
     note({"path": "start", "argv": sys.argv[1:], "env": {k: v for k, v in os.environ.items() if "LEMON" in k}})
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -21,10 +21,11 @@ from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
-from accelerd.engines.base import fail
+from accelerd.engines.base import OwnedServer, fail
 from accelerd.engines.http import HttpError
 from accelerd.engines.lemonade.catalogue import Catalogue
 from accelerd.engines.lemonade.client import LemonadeClient, ServerAddress
+from accelerd.engines.lemonade.program import LemonadeProgram, find
 from accelerd.supervise.homes.child_home import spawn_trouble
 from accelerd.supervise.homes.home import Home, HomeError, LaunchRequest, MainProcess, OnExit, OnOutput
 from accelerd.supervise.homes.lemonade import program
@@ -82,7 +83,7 @@ class OwnServer(LemonadeServer):
         self._ending: asyncio.Task[None] | None = None
         self._idling: asyncio.Task[None] | None = None
         self._exit_reason: ExitReason | None = None
-        self._wanted: str | None = None  # the program, as the configuration names it
+        self._wanted = OwnedServer()  # as the configuration has it
 
     async def up(self, launch: LaunchRequest) -> LemonadeClient:
         async with self._lock:
@@ -94,9 +95,9 @@ class OwnServer(LemonadeServer):
             return self.client
 
     async def _renew(self, launch: LaunchRequest) -> None:
-        """End it where another program is wanted now and nobody needs the one that runs."""
+        """End it where another one is wanted now and nobody needs the one that runs."""
         assert launch.tenancy is not None
-        wanted, self._wanted = self._wanted, launch.tenancy.program
+        wanted, self._wanted = self._wanted, launch.tenancy.own
         if self._main is not None and wanted != self._wanted:
             if any(tenant.attached for tenant in self.tenants):
                 self._wanted = wanted
@@ -108,7 +109,7 @@ class OwnServer(LemonadeServer):
     async def _begin(self, launch: LaunchRequest) -> None:
         assert launch.tenancy is not None
         try:
-            found = await program.find(launch.tenancy.program, launch.env)
+            found = await find(launch.tenancy.own.program, launch.env)
             for _ in range(TRIES):
                 try:
                     await self._start(found, launch)
@@ -124,12 +125,14 @@ class OwnServer(LemonadeServer):
         text = "cannot start the Lemonade Server: other programs take every port that is free"
         fail(Cause.PORT_UNAVAILABLE, text)
 
-    async def _start(self, found: program.LemonadeProgram, launch: LaunchRequest) -> None:
-        """PortTaken, HomeError, NoProgram, OSError, AccelError; then nothing is left."""
-        port, key = _free_port(), secrets.token_hex(32)
-        await asyncio.to_thread(program.prepare, found, self._folders, port, launch.env)
+    async def _start(self, found: LemonadeProgram, launch: LaunchRequest) -> None:
+        """PortTaken, HomeError, OSError, AccelError; then nothing is left."""
+        assert launch.tenancy is not None
+        own, port = launch.tenancy.own, _free_port()
+        keys = program.Secrets(secrets.token_hex(32), secrets.token_hex(32))
+        await asyncio.to_thread(program.prepare, found, self._folders, port, launch.env, own)
         tag = InstanceTag(f"lemonade-{secrets.token_hex(8)}", launch.tag.owner)
-        env = program.environment(found, self._folders, launch.env, key) | tag.environment()
+        env = program.environment(found, self._folders, launch.env, keys, own) | tag.environment()
         # Not bound to the daemon's unit: systemd would end it while the daemon still waits for requests to end.
         spec = ModelSpec(NAME, engine="lemonade", survive=True, stop_timeout=STOP_PATIENCE, context=None)
         argv = program.command(found, self._folders, port)
@@ -137,7 +140,7 @@ class OwnServer(LemonadeServer):
         self._tag = tag
         self._main = main = await self._spawn(LaunchRequest(spec, argv, env, launch.cwd, tag))
         self.pid, self.unit = main.pid, main.unit
-        client = LemonadeClient(ServerAddress(f"http://{program.HOST}:{port}", key))
+        client = LemonadeClient(ServerAddress(f"http://{program.HOST}:{port}", keys.server))
         try:
             await self._until_ready(main, tag, client, port)
         except BaseException:
@@ -147,7 +150,7 @@ class OwnServer(LemonadeServer):
             self._end_of(main, tag)
             await self._until_ended()
             raise
-        self.client, self.catalogue.address = client, client.address
+        self.client, self.catalogue.address, self.backend_key = client, client.address, keys.backends
         text = f"Lemonade Server started: process {main.pid}, listens at {program.HOST}:{port}"
         event(log, NOTICE, text, child_pid=main.pid)
 

@@ -1,14 +1,12 @@
-"""Which Lemonade there is and how it is started: both generations, told apart by their --help.
+"""How the Lemonade Server that accelerd runs is started: its command line, environment, folders and settings.
 
-Owns the private folders of the server that accelerd runs. The user's own (~/.cache/lemonade, ~/.config/lemonade) are
-read for the names of the user's models and never written: a server that is given --port writes it into its folder.
+Owns its private folders. The user's own (~/.config/lemonade, ~/.cache/lemonade) are read for the user's models and
+never written: a server that is given --port writes it into its folder.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,32 +15,26 @@ from typing import Any, Final
 from msgspec import Struct
 
 from accelerd.base.decoding import from_json
-from accelerd.base.errors import AccelError
 from accelerd.base.ports import Roots
-from accelerd.engines.program import run
-from accelerd.supervise.homes.home import NoProgram, find_program
+from accelerd.engines.base import OwnedServer
+from accelerd.engines.lemonade.program import NO_BROADCAST, SERVE, LemonadeProgram
+from accelerd.engines.llama_server.environment import KEY_VARIABLE as LLAMA_KEY
 from accelerd.system.private_files import AtomicFile
 
-log = logging.getLogger(__name__)
-
-PROGRAMS: Final = ("lemond", "lemonade-server")  # the newer generation first
-HELP_PATIENCE: Final = 15.0  # s
 KEY_VARIABLE: Final = "LEMONADE_API_KEY"
 HOST: Final = "127.0.0.1"
 USER_MODELS: Final = "user_models.json"
-# A command that --help of the older generation lists, and what newer ones take on the command line.
-SERVE: Final = "serve"
-CONFIG_DIR: Final = "config_dir"
-NO_BROADCAST: Final = "--no-broadcast"
+TAKEN_OVER: Final = ("extra_models_dir", "models_dir")  # of the user's settings: where models are
+PASSED: Final = ("LEMONADE_DEFAULTS_PATH", "LEMONADE_EXTRA_MODELS_DIR")
+# Settings for the program of llama.cpp's models, by what it computes with: the server chooses one of them.
+LLAMA_PROGRAMS: Final = ("cpu_bin", "vulkan_bin", "rocm_bin", "cuda_bin")
 
 
-class LemonadeProgram(Struct, frozen=True):
-    """One Lemonade on this machine."""
+class Secrets(Struct, frozen=True):
+    """The keys of one start; none is ever shown."""
 
-    path: str
-    legacy: bool  # `lemonade-server serve` of before 10.1: options and variables instead of config.json
-    config_dir: bool = False  # after 11.7: settings lie in a folder of their own
-    no_broadcast: bool = False
+    server: str
+    backends: str  # its llama-servers'
 
 
 class Folders(Struct, frozen=True):
@@ -57,41 +49,6 @@ class Folders(Struct, frozen=True):
         return cls(roots.cache / "lemonade", roots.state / "lemonade", roots.runtime / "lemonade")
 
 
-async def find(wanted: str | None, env: Mapping[str, str]) -> LemonadeProgram:
-    """The one that is wanted, else the newest kind that PATH has. NoProgram."""
-    names = (wanted,) if wanted else PROGRAMS
-    trouble: NoProgram | None = None
-    for name in names:
-        try:
-            path = await asyncio.to_thread(find_program, name, env.get("PATH"))
-        except NoProgram as error:
-            trouble = trouble or error
-            continue
-        return features(path, await _help(path, env))
-    if wanted is None:
-        raise NoProgram("cannot start a Lemonade Server: neither lemond nor lemonade-server is in PATH")
-    raise trouble or NoProgram(f"cannot start {wanted}")
-
-
-def features(path: str, text: str) -> LemonadeProgram:
-    """What this program is, by its help. An unknown one is taken for a lemond of 10.1."""
-    words = text.split()
-    legacy = SERVE in words and "cache_dir" not in text
-    if not text.strip():
-        legacy = os.path.basename(path).startswith("lemonade-server")
-    return LemonadeProgram(path, legacy, config_dir=CONFIG_DIR in text, no_broadcast=NO_BROADCAST in text)
-
-
-async def _help(path: str, env: Mapping[str, str]) -> str:
-    """What --help prints; "" when it does not come."""
-    try:
-        said = await run(env, HELP_PATIENCE, path, "--help")
-    except AccelError as error:
-        log.warning("%s", error.message)
-        return ""
-    return said.out + said.err
-
-
 def command(program: LemonadeProgram, folders: Folders, port: int) -> tuple[str, ...]:
     """The command line; keys are in the environment."""
     where = ("--port", str(port), "--host", HOST)
@@ -104,36 +61,48 @@ def command(program: LemonadeProgram, folders: Folders, port: int) -> tuple[str,
     return (program.path, *places, *where, *quiet)
 
 
-def environment(program: LemonadeProgram, folders: Folders, base: Mapping[str, str], key: str) -> dict[str, str]:
-    """The whole environment of the server, without its tag."""
-    inherited = {name: value for name, value in base.items() if not name.startswith("LEMONADE_")}
-    if defaults := base.get("LEMONADE_DEFAULTS_PATH"):
-        inherited["LEMONADE_DEFAULTS_PATH"] = defaults
-    inherited |= {KEY_VARIABLE: key, "LEMONADE_CACHE_DIR": str(folders.cache)}
+def environment(
+    program: LemonadeProgram, folders: Folders, base: Mapping[str, str], secrets: Secrets, own: OwnedServer
+) -> dict[str, str]:
+    """The whole environment of the server, which its backends inherit, without its tag."""
+    inherited = {name: value for name, value in base.items() if name in PASSED or not name.startswith("LEMONADE_")}
+    inherited |= {KEY_VARIABLE: secrets.server, "LEMONADE_CACHE_DIR": str(folders.cache)}
+    # Its llama-servers get no key from it, and would answer every page of a browser.
+    inherited |= {LLAMA_KEY: secrets.backends, "LLAMA_ARG_CORS_ORIGINS": "localhost"}
     if "HF_HOME" not in inherited and "HF_HUB_CACHE" not in inherited and (home := inherited.get("HOME")):
         inherited["HF_HOME"] = f"{home}/.cache/huggingface"  # said, so that no version puts models into its own folder
     if program.legacy:
         # 10.0 runs once for each user, by a lock in this folder: the user's own server shall be able to run too.
         inherited |= {"XDG_RUNTIME_DIR": str(folders.runtime), "LEMONADE_NO_BROADCAST": "1"}
         inherited |= {"LEMONADE_HOST": HOST, "LEMONADE_MAX_LOADED_MODELS": "-1"}
+        if own.llama_server:
+            inherited |= {f"LEMONADE_LLAMACPP_{name.upper()}": own.llama_server for name in LLAMA_PROGRAMS}
     return inherited
 
 
-def prepare(program: LemonadeProgram, folders: Folders, port: int, base: Mapping[str, str]) -> None:
+def prepare(program: LemonadeProgram, folders: Folders, port: int, base: Mapping[str, str], own: OwnedServer) -> None:
     """Make the folders and write the settings. OSError. Blocking."""
     for folder in (folders.cache, folders.config, folders.runtime):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     settings = folders.config if program.config_dir else folders.cache
     if not program.legacy:
-        file = AtomicFile(settings / "config.json")
-        file.write(json.dumps(_merged(_read(settings / "config.json"), _settings(port)), indent=2).encode())
-    models = _users_models(base)
-    if models is not None:
-        AtomicFile(settings / USER_MODELS).write(models)
+        file = settings / "config.json"
+        theirs = {name: value for name, value in _users(base, "config.json").items() if name in TAKEN_OVER and value}
+        said = _merged(_without_lost_programs(_read(file)), {**theirs, **_settings(port, own)})
+        AtomicFile(file).write(json.dumps(said, indent=2).encode())
+    if models := _users(base, USER_MODELS):
+        AtomicFile(settings / USER_MODELS).write(json.dumps(models).encode())
 
 
-def _settings(port: int) -> dict[str, Any]:
-    """What accelerd decides instead of the server: what is loaded, for how long, and who may see it."""
+def hub_folder(env: Mapping[str, str]) -> str:
+    """Where a server with this environment has its models."""
+    home = env.get("HF_HOME") or f"{env.get('HOME', '')}/.cache/huggingface"
+    return env.get("HF_HUB_CACHE") or f"{home}/hub"
+
+
+def _settings(port: int, own: OwnedServer) -> dict[str, Any]:
+    """What accelerd decides instead of the server: what is loaded, for how long, with what, and who may see it."""
+    llama: dict[str, Any] = dict.fromkeys(LLAMA_PROGRAMS, own.llama_server) if own.llama_server else {}
     return {
         "port": port,
         "host": HOST,
@@ -141,8 +110,10 @@ def _settings(port: int) -> dict[str, Any]:
         "no_broadcast": True,  # as it was called until 11.6; newer ones turn it into `broadcast`
         "auto_evict": False,
         "inhibit_suspend": False,  # accelerd holds that lock itself, while requests run
+        "no_fetch_executables": not own.downloads,
+        "auto_check_model_updates": False,  # else it asks the hub about every model at each start
         "flm": {"prefer_system": True},  # from 10.10 on an flm in PATH is not used without it
-        "llamacpp": {"prefer_system": True},
+        "llamacpp": {**llama, "prefer_system": not llama},  # "system" is the one in PATH, not the configured one
     }
 
 
@@ -162,15 +133,22 @@ def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _users_models(base: Mapping[str, str]) -> bytes | None:
-    """The models that the user has registered with a Lemonade of their own; None: none."""
+def _without_lost_programs(settings: dict[str, Any]) -> dict[str, Any]:
+    """A program that is not there any more would fail every load."""
+    llama = settings.get("llamacpp")
+    if isinstance(llama, dict):
+        lost = {n for n in LLAMA_PROGRAMS if str(llama.get(n, "")).startswith("/") and not os.path.exists(llama[n])}
+        settings["llamacpp"] = {name: value for name, value in llama.items() if name not in lost}
+    return settings
+
+
+def _users(base: Mapping[str, str], name: str) -> dict[str, Any]:
+    """A file of the Lemonade Server that the user runs; {} without one. After 11.7 they lie in ~/.config/lemonade."""
     home = Path(base.get("HOME") or "/")
-    own = base.get("LEMONADE_CACHE_DIR")
-    for folder in (Path(own) if own else home / ".cache/lemonade", home / ".config/lemonade"):
-        try:
-            data = (folder / USER_MODELS).read_bytes()
-            from_json(data)
-        except (OSError, ValueError):
-            continue
-        return data
-    return None
+    named = base.get("LEMONADE_CACHE_DIR")
+    folders = [Path(named)] if named else []
+    folders += [
+        Path(base.get(variable) or home / usual) / "lemonade"
+        for variable, usual in (("XDG_CONFIG_HOME", ".config"), ("XDG_CACHE_HOME", ".cache"))
+    ]
+    return next((found for folder in folders if (found := _read(folder / name))), {})

@@ -65,6 +65,7 @@ class LemonadeServer(ABC):
         self.client: LemonadeClient | None = None
         self.pid = 0  # of the server's own process; 0: not known
         self.unit: str | None = None
+        self.backend_key = ""  # of its llama-servers, where accelerd has given them one
         self.tenants: list[ServedModel] = []
         self.remember: Callable[[bytes], None] = lambda known: None  # keeps what is known of models; blocking
         self.turn = asyncio.Lock()  # it loads one model at a time

@@ -15,6 +15,7 @@ import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final, NoReturn
+from urllib.parse import urlsplit
 
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
@@ -26,18 +27,20 @@ from accelerd.engines.lemonade.client import (
     LemonadeClient,
     LemonadeRefused,
     LoadedModel,
+    named,
 )
 from accelerd.supervise.exit_messages import cause_of
 from accelerd.supervise.homes.home import LaunchRequest, OnExit, OnOutput, TenantAddress, TenantProcess
+from accelerd.supervise.homes.lemonade.program import hub_folder
 from accelerd.supervise.homes.lemonade.server import ExitReason, LemonadeServer
 from accelerd.supervise.waiting import race
 
 log = logging.getLogger(__name__)
 
-PINS_SINCE: Final = (10, 10)
-SURE_WITHIN: Final = 1.0  # s for the server to say whether a model is still there
+PINS_SINCE: Final = (10, 8)
 SIGN: Final = 5.0  # s between two signs of life of one that waits
 AGAIN: Final = 0.1  # s between two orders to unload
+USUAL_PORT: Final = 13305  # that its client asks
 LOAD_GRACE: Final = 20.0  # s that a load which is not wanted any more may still take: to end it costs the other tenants
 HEALTHS: Final = {"llamacpp": "/health", "flm": "/api/version"}  # of backends that are asked directly
 
@@ -213,13 +216,24 @@ class LemonadeTenant(TenantProcess):
         catalogue = self._server.catalogue
         listed = await client.models()
         catalogue.note(listed)
-        one = next((one for one in listed if one.model.casefold() == self.model.casefold()), None)
+        one = named(self.model, {one.model.casefold(): one for one in listed})
         if one is None and listed:
             near = difflib.get_close_matches(self.model, [found.model for found in listed], n=1)
             hint = f": did you mean {near[0]}?" if near else ": see lemonade list"
             fail(Cause.NO_MODEL, f"Lemonade knows no model {self.model}{hint}")
         if one is not None and one.downloaded is False:
-            fail(Cause.NO_MODEL, f"{self.model} is not downloaded: run lemonade pull {self.model}")
+            fail(Cause.NO_MODEL, f"{self.model} is not downloaded", self._how_to_download())
+
+    def _how_to_download(self) -> str:
+        """The client of Lemonade reaches a server of the user's own; accelerd's has a key that nobody knows."""
+        pull = f"lemonade pull {self.model}"
+        if not self._server.owned:
+            port = urlsplit(self._tenancy.url or "").port
+            return f"run {pull}" if port == USUAL_PORT else f"run {pull} --port {port}"
+        return (
+            f"start a Lemonade Server of your own (lemond), run {pull}, and stop it. accelerd's looks for models in "
+            f"{hub_folder(self._launch_request.env)}; one that is a service may have others, by its HF_HOME"
+        )
 
     def _refused(self, error: LemonadeRefused) -> NoReturn:
         """AccelError('model_failed')."""
@@ -237,6 +251,9 @@ class LemonadeTenant(TenantProcess):
         if error.status in (401, 403):
             text = "the Lemonade Server refuses the key: write its LEMONADE_API_KEY into engines.lemonade.key_file"
             fail(Cause.REFUSED, text)
+        own, recipe = self._tenancy.own, self._server.catalogue.of(self.model).recipe
+        if self._server.owned and not own.downloads and not (own.llama_server and recipe in DIRECT):
+            said += "; a program that it lacks is downloaded with download_backends = true under [engines.lemonade]"
         fail(Cause.EXITED, f"Lemonade did not load it: {said}")
 
     async def _settle(self, entry: LoadedModel) -> None:
@@ -263,9 +280,10 @@ class LemonadeTenant(TenantProcess):
         wire = entry.checkpoint if direct and entry.recipe == "flm" else self.model
         path, body = _probe(entry.type, wire, direct)
         if direct:
-            # Its own server has no key: what is sent to it must not be the other one's.
-            health = HEALTHS[entry.recipe]
-            return TenantAddress(Endpoint(port=entry.port), "", health, "/v1/models", path, body, keyed=False)
+            # What is sent to it must not be the server's key.
+            health, key = HEALTHS[entry.recipe], self._server.backend_key if entry.recipe == "llamacpp" else ""
+            endpoint = Endpoint(port=entry.port)
+            return TenantAddress(endpoint, key, health, "/v1/models", path, body, keyed=bool(key))
         return TenantAddress(address.endpoint, address.key, "/live", "/v1/models", path, body, keyed=True)
 
     def _hold_backend(self, pid: int) -> None:
@@ -296,7 +314,7 @@ class LemonadeTenant(TenantProcess):
         entry: LoadedModel | None = None
         alive = self._unlisted and not self._backend_gone.is_set()
         try:
-            entry = (await client.health(within=SURE_WITHIN)).of(self._entry.model)
+            entry = (await client.health()).of(self._entry.model)
         except HttpUnreachable:
             reason = await self._server.exit_reason()
             await self._go(client, reason)
