@@ -65,6 +65,20 @@ def test_the_slot_of_a_client_who_has_gone_is_free_at_once(daemon: Daemon, model
     assert daemon.chat(model).json()["choices"][0]["message"]["content"] == SHORT_REPLY
 
 
+def test_the_prompt_of_several_answers_from_one_slot_is_computed_once(daemon: Daemon) -> None:
+    body = {"model": "narrow", "messages": HELLO, "max_tokens": 3, "n": 3, "stream": True}
+    body["stream_options"] = {"include_usage": True}
+
+    async def scenario() -> Response:
+        async with await Client.open(daemon.port) as client:
+            return await client.ask(body=body)
+
+    usages = [one["usage"] for one in asyncio.run(scenario()).events()[:-1] if one.get("usage")]
+    assert len(usages) == 3
+    assert {one["prompt_tokens"] - one["prompt_tokens_details"]["cached_tokens"] for one in usages[1:]} == {1}
+    assert len(daemon.chat("narrow", max_tokens=3, n=3).json()["choices"]) == 3
+
+
 def test_a_plain_request_is_ended_though_another_stream_runs(daemon: Daemon) -> None:
     """llama-server alone would generate to the end: its look at the reader is put off by every token of the other."""
 
