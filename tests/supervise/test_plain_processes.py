@@ -165,6 +165,26 @@ def test_only_the_very_process_is_signalled() -> None:
     assert not table.signal(found[0], signal.SIGKILL)
 
 
+def test_a_process_that_executes_its_program_is_not_overlooked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel has taken the old environment away and not set up the new one yet."""
+    tag = InstanceTag("a35-test", "/nowhere")
+    (tmp_path / "77").mkdir()
+
+    def show(environment: str, start: int) -> None:
+        fields = ["S", "1", *["0"] * 17, "5", *["0"] * 27, str(start), str(start + len(environment)), "0"]
+        (tmp_path / "77/stat").write_text(f"77 (sleep) {' '.join(fields)}\n")
+        (tmp_path / "77/environ").write_text(environment)
+
+    def moment(seconds: float) -> None:
+        show("\0".join(f"{name}={value}" for name, value in tag.environment().items()), 4096)
+
+    show("", 0)
+    monkeypatch.setattr("time.sleep", moment)
+    assert [process.pid for process in ProcessTable(tmp_path).members(tag, None)] == [77]
+    show("", 0)
+    assert [process.pid for process in ProcessTable(tmp_path).owned("/nowhere")] == [77]
+
+
 class NotingSpawner(Spawner):
     """Notes in which order children are told to end."""
 

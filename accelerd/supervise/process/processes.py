@@ -22,6 +22,8 @@ from accelerd.base import names
 from accelerd.base.proc import ProcStat, listeners, living, pids, read_file, sockets
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+_KTHREADD = 2  # the parent of kernel threads, which have no environment at all
+_LOOKS, _PAUSE = 100, 0.001  # s; a program's file may lie on a disk that hangs
 
 
 class Process(Struct, frozen=True):
@@ -66,7 +68,7 @@ class ProcessTable:
         def is_member(stat: ProcStat, mine: bool) -> bool:
             # A session is ours whatever uid its processes took (a setuid program): dead must mean proven dead.
             return (session is not None and session in (stat.session, stat.group)) or (
-                mine and wanted in self._environment(stat.pid)
+                mine and wanted in self._environment(stat)
             )
 
         return list(self._scan(is_member))
@@ -78,7 +80,7 @@ class ProcessTable:
         unwanted = {_entry(names.ENV_INSTANCE, instance) for instance in spared}
 
         def is_owned(stat: ProcStat, mine: bool) -> bool:
-            environment = self._environment(stat.pid) if mine else ()
+            environment = self._environment(stat) if mine else ()
             return wanted in environment and not unwanted.intersection(environment)
 
         return list(self._scan(is_owned))
@@ -107,8 +109,17 @@ class ProcessTable:
                 if stat is not None and wanted(stat, mine):
                     yield Process.of(stat)
 
-    def _environment(self, pid: int) -> Sequence[bytes]:
-        return read_file(self._proc, pid, "environ").split(b"\0")
+    def _environment(self, stat: ProcStat) -> Sequence[bytes]:
+        """While a process executes a program, it has none for a moment, and is not to be overlooked then."""
+        for _ in range(_LOOKS):
+            if stat.environment != (0, 0) or _KTHREADD in (stat.pid, stat.parent):
+                break
+            time.sleep(_PAUSE)
+            again = living(self._proc, stat.pid)
+            if again is None:
+                return ()
+            stat = again
+        return read_file(self._proc, stat.pid, "environ").split(b"\0")
 
 
 def _entry(variable: str, value: str) -> bytes:
