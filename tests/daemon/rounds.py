@@ -58,11 +58,12 @@ class Kind:
 class World:
     """See the module's text. `tcp`: the models listen on ports."""
 
-    def __init__(self, service: Service, models: dict[str, Kind], *, tcp: bool) -> None:
+    def __init__(self, service: Service, models: dict[str, Kind], *, tcp: bool, seed: int = SEED) -> None:
         self.service = service
         self.models = models
         self.tcp = tcp
-        self.chance = random.Random(f"{SEED} {tcp}")
+        self.seed = seed
+        self.chance = random.Random(f"{seed} {tcp}")
         self.done: list[str] = []
         self.context = dict.fromkeys(models, 1024)
         self.kept: dict[str, int] = {}  # pids of models that must still be there after the round
@@ -86,7 +87,7 @@ class World:
 
     def end(self) -> None:
         self.service.stop_all()
-        assert wait_until(self.service.nothing_left), (SEED, self.done[-12:], self.service.leftovers())
+        assert wait_until(self.service.nothing_left), (self.seed, self.done[-12:], self.service.leftovers())
 
     # --- deeds ---
 
@@ -177,9 +178,9 @@ class World:
             trouble[:] = self.wrong()
             return not trouble
 
-        assert wait_until(at_rest, 20), (SEED, trouble, self.done[-12:], self.service.leftovers())
+        assert wait_until(at_rest, 20), (self.seed, trouble, self.done[-12:], self.service.leftovers())
         pids = {m["name"]: m["pid"] for m in self.service.status()["models"]}
-        assert self.kept.items() <= pids.items(), (SEED, self.kept, pids, self.done[-12:], self.service.output())
+        assert self.kept.items() <= pids.items(), (self.seed, self.kept, pids, self.done[-12:], self.service.output())
 
     def wrong(self) -> list[str]:
         """Everything that is not as it should be, in words."""

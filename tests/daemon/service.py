@@ -81,7 +81,9 @@ class Service(Daemon):
     def configure(self, text: str) -> None:
         listen = f'["127.0.0.1:{self.port}", "[::1]:{self.port}"]'
         preamble = f'[server]\nlisten = {listen}\ndrain_timeout = "5s"\n'
-        self.manager.write(self.manager.home / ".config/accelerd/accelerd.toml", preamble + text)
+        path = self.manager.home / ".config/accelerd/accelerd.toml"
+        # as an editor does it: a reload may come at any moment
+        self.manager.write(path.with_suffix(".new"), preamble + text).replace(path)
 
     def start(self) -> int:
         self.manager.systemctl("start", *self.units)

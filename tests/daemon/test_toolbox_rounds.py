@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests.daemon.container_service import TOOLBOX, ContainerService, container_service
-from tests.daemon.rounds import ROUNDS, Kind, World
+from tests.daemon.rounds import ROUNDS, SEED, Kind, World
 from tests.system.containers import IMAGE, ContainerManager
 
 IN_BOX = {"container": TOOLBOX}
@@ -45,8 +45,8 @@ class ContainerWorld(World):
 
     service: ContainerService
 
-    def __init__(self, service: ContainerService, *, tcp: bool) -> None:
-        super().__init__(service, kinds(service), tcp=tcp)
+    def __init__(self, service: ContainerService, models: dict[str, Kind], *, tcp: bool, seed: int = SEED) -> None:
+        super().__init__(service, models, tcp=tcp, seed=seed)
         self.deeds += [self.kill_courier, self.work_in_the_toolbox]
 
     def kill_courier(self) -> None:
@@ -83,7 +83,7 @@ class ContainerWorld(World):
 def test_done_when_random_rounds_in_toolboxes_and_units_leave_nothing(
     service: ContainerService, transport: str
 ) -> None:
-    world = ContainerWorld(service, tcp=transport == "tcp")
+    world = ContainerWorld(service, kinds(service), tcp=transport == "tcp")
     began = service.toolbox_began()
     world.begin(environment=service.with_distrobox())
     for _ in range(ROUNDS // 2):

@@ -96,7 +96,7 @@ def _store(manager: ContainerManager) -> Path:
 
 
 def _require() -> None:
-    missing = [name for name in PROGRAMS if not _program(name)]
+    missing = [name for name in PROGRAMS if not program(name)]
     if missing:
         pytest.fail(f"tests of containers need {', '.join(missing)} ({DEBIAN})", pytrace=False)
     with Path("/proc/sys/user/max_user_namespaces").open() as file:
@@ -104,7 +104,7 @@ def _require() -> None:
             pytest.fail("tests of containers need user namespaces: sysctl user.max_user_namespaces is 0", pytrace=False)
 
 
-def _program(name: str) -> str | None:
+def program(name: str) -> str | None:
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/libexec/podman:/usr/lib/podman")
 
 
@@ -117,15 +117,15 @@ def _runnable_toolbox(manager: ContainerManager) -> None:
     """
     if manager.run(["toolbox", "--version"], check=False).returncode == 0:
         return
-    program = Path(_program("toolbox") or "").read_bytes()
-    found = LOADER.search(program)
+    linked = Path(program("toolbox") or "").read_bytes()
+    found = LOADER.search(linked)
     if found is None:
         trouble = manager.run(["toolbox", "--version"], check=False).stderr
         pytest.fail(f"toolbox does not run here: {trouble}", pytrace=False)
     fitting = found[1].ljust(len(found[0]), b"\0")
     copy = manager.directory(manager.programs) / "toolbox"
     manager.write(copy, "", 0o700)
-    copy.write_bytes(program.replace(found[0], fitting))
+    copy.write_bytes(linked.replace(found[0], fitting))
     manager.run(["toolbox", "--version"])
 
 
