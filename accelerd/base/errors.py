@@ -48,6 +48,7 @@ KINDS: Final[dict[str, ErrorKind]] = {
     "model_stuck": ErrorKind(503, "ModelStuck", True),  # one of its processes cannot be stopped
     "device_quarantined": ErrorKind(503, "DeviceQuarantined", True),  # such a process may still use its device
     "too_many_connections": ErrorKind(503, "LimitsExceeded", True),
+    "too_many_bodies": ErrorKind(503, "LimitsExceeded", True),  # of other requests, which are being answered
     # the engine
     "upstream_failed": ErrorKind(502, "UpstreamFailed", True),
     "upstream_timeout": ErrorKind(504, "UpstreamTimeout", True),

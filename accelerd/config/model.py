@@ -363,6 +363,9 @@ class ServerSettings:
         "File with API keys, one per line, that only you can read (mode 0600). Without it, clients need no key.",
     )
     max_body: int = key(toml.BodySize, 64 << 20, "Maximum size of a request body.")
+    max_bodies: int = key(
+        toml.BodySize, 512 << 20, "Maximum size of the bodies of all requests together, until they are answered."
+    )
     max_connections: int = key(int, 1024, "Maximum number of open connections.", ge=1, le=1_000_000)
     header_timeout: float = key(toml.Duration, 10.0, "Time limit for receiving the request headers.")
     body_timeout: float = key(toml.Duration, 30.0, "Time limit for each pause while a request body is received.")

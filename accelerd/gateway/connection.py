@@ -17,6 +17,7 @@ from typing import Protocol, cast
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ServerSettings
 from accelerd.gateway.handover import Parcel, Waiting
+from accelerd.gateway.held_bodies import SMALL, HeldBodies
 from accelerd.gateway.relay import Relay
 from accelerd.gateway.request_parser import HttpRequest, RequestParser
 from accelerd.gateway.responses import Response, error_response
@@ -36,6 +37,7 @@ class Handler(Protocol):
     """What answers requests: gateway.Gateway."""
 
     sweeper: Sweeper
+    bodies: HeldBodies
 
     def admit(self, request: HttpRequest) -> Response | None:
         """The head is here: the response if none of the body is needed for it, None to go on."""
@@ -102,6 +104,7 @@ class ClientConnection(asyncio.Protocol):
         self._ending = False  # answers no more: is closing, or drops what still comes
         self._last = False  # is the request in hand the last one?
         self._requests = 0
+        self._held = 0  # bytes of a body that is not small
         self._body_since = 0.0
         self._deadline = math.inf
         self._timer: asyncio.TimerHandle | None = None
@@ -142,6 +145,11 @@ class ClientConnection(asyncio.Protocol):
             self._loop.call_soon(self._task.cancel)  # after its first step: what it has to undo has begun already
         if self.control is not None:
             self.control.connection_lost(exc)
+        self._request = None  # or its body would last until the next collection of garbage
+        for request in self._parsed:
+            request.parts.clear()
+        if self._held:
+            self._hold(0)
         self._gone.set_result(None)
 
     def eof_received(self) -> None:
@@ -198,6 +206,8 @@ class ClientConnection(asyncio.Protocol):
                 continue
             if request.size > self._server.settings.max_body:
                 self._reply(request, refusal(request, too_large(self._server.settings.max_body)))
+            elif request.size > SMALL and (error := self._hold(request.size)) is not None:
+                self._reply(request, refusal(request, error))
             elif request.complete:
                 self._parsed.popleft()
                 self._begin(request)
@@ -207,11 +217,20 @@ class ClientConnection(asyncio.Protocol):
                 self._expect_body(request)
                 return
 
+    def _hold(self, size: int) -> AccelError | None:
+        more, self._held = size - self._held, size  # bytes of one body
+        return self._handler.bodies.hold(more)
+
+    def _let_go(self) -> None:
+        """The request is answered: nothing may keep its body."""
+        self._request = self.relay = None
+        if self._held:
+            self._hold(0)
+
     def _admit(self, request: HttpRequest) -> bool:
         """Judge a head. False: it has its answer."""
         self._requests += 1
         self._head_begun = False
-        self.relay = None
         if request.problem:
             self._bad_request(request.problem, request.problem_code)
             return False
@@ -239,6 +258,7 @@ class ClientConnection(asyncio.Protocol):
             self._busy = False
             if answer is not None:
                 self._write(request, answer)
+            self._let_go()
         else:
             self._task = self._loop.create_task(self._finish(request, answer))
 
@@ -255,7 +275,8 @@ class ClientConnection(asyncio.Protocol):
             response = await answer
         except Exception:
             response = self._internal_error(request)
-        self._task = None
+        finally:
+            self._task = None  # it knows where it was cancelled, and what there was
         if response is not None:
             self._write(request, response)
         self.answered(keep_alive=not self.transport.is_closing())
@@ -272,6 +293,7 @@ class ClientConnection(asyncio.Protocol):
     def answered(self, *, keep_alive: bool) -> None:
         """The response to the request in hand is on the wire: the next one may follow."""
         self._busy = False
+        self._let_go()
         if self._last:
             self.close()
         if self._last or not keep_alive:
@@ -287,6 +309,8 @@ class ClientConnection(asyncio.Protocol):
     def _reply(self, request: HttpRequest, response: Response) -> None:
         """Answer a request without its body, if that is not here yet."""
         self._parsed.popleft()
+        request.parts.clear()  # the parser may still have the request
+        self._let_go()
         if self.stream_begun:
             self.abort()  # no other response can follow
         elif request.complete:

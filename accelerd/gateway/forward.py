@@ -20,7 +20,7 @@ from accelerd.config.model import ModelSpec, ServerSettings
 from accelerd.engines.base import Task
 from accelerd.gateway.collector import Collector
 from accelerd.gateway.one_by_one import JoinedStreams, bodies_of, joined
-from accelerd.gateway.relay import EVENT_STREAM, Relay, hidden_error
+from accelerd.gateway.relay import EVENT_STREAM, Relay, hidden_error, never
 from accelerd.gateway.request_body import CompletionBody, FormBody, JsonBody, SeveralBody, with_model
 from accelerd.gateway.request_router import RequestRouter, UpstreamTarget
 from accelerd.gateway.responses import ASSEMBLED, JSON_TYPE
@@ -160,7 +160,7 @@ class Forwarder:
         if error.code not in OF_ONE_MODEL:
             return False
         name = request.target.model
-        request.failed[name] = error
+        request.failed[name] = error.with_traceback(None)
         target = self._another(request, {})
         if target is None:
             return False
@@ -208,6 +208,7 @@ class Forwarder:
             raise
         finally:
             self._sweeper.forget(relay)
+            relay.replaceable = never  # the connection keeps the relay, and must not keep the request with its body
             if relay.lease is not None:
                 if relay.unread:
                     self._scheduler.doubt(relay.lease)

@@ -24,6 +24,7 @@ from accelerd.gateway.access import Access
 from accelerd.gateway.catalog import Catalog
 from accelerd.gateway.connection import ClientConnection, refusal, too_large
 from accelerd.gateway.forward import Forwarder, InferenceRequest
+from accelerd.gateway.held_bodies import HeldBodies
 from accelerd.gateway.relay import Relay
 from accelerd.gateway.request_body import FORM, MAX_NAME, boundary_of, content_type, read_form, read_json
 from accelerd.gateway.request_log import log_answer, log_refusal
@@ -71,6 +72,7 @@ class Gateway:
         self._settings: ServerSettings
         self.upstreams = Upstreams()
         self.sweeper = Sweeper(asyncio.get_running_loop(), clock)
+        self.bodies = HeldBodies(asyncio.get_running_loop())
         self._forwarder = Forwarder(self._now, scheduler, self.router, self.upstreams, self.sweeper)
         self.make_control: Callable[[], Control] | None = None  # called in a thread, with the first control request
         self._control_server: ControlServer | None = None
@@ -87,6 +89,7 @@ class Gateway:
         self._settings = self._forwarder.settings = settings
         self._access = Access(settings, keys)
         self.router.configure(models, routes, settings.default_model)
+        self.bodies.limit = settings.max_bodies
         self.sweeper.write_timeout = settings.write_timeout
         self.sweeper.stall_timeout = settings.stall_timeout
 
@@ -97,6 +100,7 @@ class Gateway:
     def close(self) -> None:
         """After the last request."""
         self.sweeper.close()
+        self.bodies.close()
 
     # --- requests ---------------------------------------------------------------------------------------------
 
@@ -220,8 +224,8 @@ class Gateway:
         try:
             error = await self._forwarder.forward(asked, relay)
             if error is not None:
-                relay.error, relay.status = error, error.status
-            outcome = relay.error.code if relay.error is not None else None
+                relay.error, relay.status = error.code, error.status
+            outcome = relay.error
         except asyncio.CancelledError:
             outcome = CLIENT_GONE
             raise
@@ -234,6 +238,7 @@ class Gateway:
         """The body, what it tells the router, and its Content-Type. AccelError."""
         parts = request.parts
         body = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts[:] = (body,)  # it is kept once
         if path in FORMS:
             boundary = boundary_of(request.headers[b"content-type"].decode("latin-1"))
             return body, read_form(body, boundary), content_type(boundary)

@@ -82,6 +82,10 @@ def hidden_error(content: bytes) -> str | None:
     return str(error)[:MAX_QUOTED] if error is not None else None
 
 
+def never() -> bool:
+    return False
+
+
 class Relay:
     """The client's side of one exchange, and the receiver of the engine's response.
 
@@ -118,7 +122,7 @@ class Relay:
         self._head: Head | None = None
         self._correction: Correction | None = None  # of the stream that goes through
         self.dialect = NO_DIALECT
-        self.replaceable: Callable[[], bool] = lambda: False  # may another model answer instead, if the engine fails?
+        self.replaceable: Callable[[], bool] = never  # may another model answer instead, if the engine fails?
         self.misnamed = False  # does the engine have another name for the model?
         self.several = False  # are several prompts answered in one stream?
         self.joined: JoinedStreams | None = None  # what makes one of several streams
@@ -138,7 +142,7 @@ class Relay:
         self.leased: float | None = None  # when it was the request's turn
         self.first_byte: float | None = None  # when the engine began to answer
         self.status = 0  # of the response; 0: none was sent
-        self.error: AccelError | None = None  # with which it ended
+        self.error: str | None = None  # the code of that with which it ended
         self.handed_over = False  # the next daemon answers
         self.cut_with: AccelError | None = None  # why the answer is cut, although the engine works
 
@@ -160,7 +164,7 @@ class Relay:
 
     def fail(self, error: AccelError) -> AccelError | None:
         """End with an error: returned while it can still be a response of its own, else sent as an SSE event."""
-        self.error = error
+        self.error = error.code  # the error itself knows the frames where it was raised, with the body
         if not self.committed:
             return error
         if self.stream:

@@ -15,6 +15,8 @@ from accelerd.base.errors import AccelError
 from accelerd.base.names import TRIAL_SUFFIX
 
 MAX_ITEMS = 1 << 16  # messages or inputs in one request
+MAX_KEYS = 1 << 13  # in one object: engines look through all of them for each one more
+MAX_TOKENS = 1 << 20  # keys, strings, beginnings and ends of objects: 16 for each of MAX_ITEMS messages
 MAX_NAME = 256  # characters of a model's name; configured ones are shorter
 MAX_ANSWERS = 128  # `n`, as OpenAI has it
 MAX_PARTS = 64
@@ -32,6 +34,8 @@ DISPOSITION = re.compile(
     re.IGNORECASE,
 )
 PARAMETER = re.compile(rb";[ \t]*([^=]+)=(?:\"((?:[^\"\\]|\\.)*)\"|([^\s\";]+))")
+# In JSON whose strings have no quotes in them: where an object begins or ends, a string, or a key (1).
+TOKEN = re.compile(rb'\{|\}|"[^"]*"([ \t\r\n]*:)?')
 WANTED = ("model", "stream", "file")
 
 
@@ -124,9 +128,28 @@ def read_json(path: str, body: bytes) -> JsonBody:
         raise AccelError("bad_request", f"the body is not JSON: {error}") from None
     except RecursionError:
         raise AccelError("bad_request", "the body is nested too deeply") from None
+    if len(body) > 5 * MAX_KEYS and body.count(b":") > MAX_KEYS:
+        check_keys(body)
     if found.model is not None and found.model.endswith(TRIAL_SUFFIX):  # reserved for tuning runs
         raise AccelError("model_not_found", f"there is no model {found.model!r}; see GET /v1/models", param="model")
     return found
+
+
+def check_keys(body: bytes) -> None:
+    """AccelError bad_request for valid JSON with so many keys that an engine would take long to read it."""
+    keys = [0]  # of the objects that a token is in
+    plain = body.replace(rb"\\", b"").replace(rb"\"", b"")
+    for number, token in enumerate(TOKEN.finditer(plain)):
+        if number >= MAX_TOKENS:
+            raise AccelError("bad_request", f"the body has more than {MAX_TOKENS} keys, strings and objects")
+        if token[1]:
+            keys[-1] += 1
+            if keys[-1] > MAX_KEYS:
+                raise AccelError("bad_request", f"the body has an object of more than {MAX_KEYS} keys")
+        elif token[0] == b"{":
+            keys.append(0)
+        elif token[0] == b"}":
+            keys.pop()
 
 
 def with_model(body: bytes, model: str) -> bytes:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accelerd.base.errors import AccelError
-from accelerd.gateway.request_body import MAX_ITEMS, read_json
+from accelerd.gateway.request_body import MAX_ITEMS, MAX_KEYS, MAX_TOKENS, read_json
 
 CHAT = "/v1/chat/completions"
 PATHS = {
@@ -109,8 +109,81 @@ def test_any_json_is_understood_or_refused(path: str, fields: dict[str, Any]) ->
     assert outcome in ("bad_request", fields.get("model"))
 
 
-@given(st.sampled_from(list(PATHS)), st.binary(max_size=200))
+@given(st.sampled_from(list(PATHS)), st.binary(max_size=200).filter(lambda body: b'"input"' not in body))
 def test_any_bytes_are_refused_as_a_bad_request(path: str, body: bytes) -> None:
     with pytest.raises(AccelError, match=r".") as caught:
         read_json(path, body)
     assert caught.value.code == "bad_request"
+
+
+# --- many keys -------------------------------------------------------------------------------------------------------
+
+
+def with_more(more: bytes) -> bytes:
+    return b'{"model":"m","messages":[{"role":"user","content":"a: b"}],"more":' + more + b"}"
+
+
+def keys(count: int, colon: bytes = b":", name: bytes = b"key%d", value: bytes = b"0") -> bytes:
+    return (
+        b"{" + b",".join(b'"%b"%b%b' % (name % i if b"%" in name else name, colon, value) for i in range(count)) + b"}"
+    )
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        keys(MAX_KEYS + 1),
+        keys(1_000_000),
+        keys(MAX_KEYS + 1, colon=b" \r\n\t : "),
+        keys(MAX_KEYS + 1, name=b"the same"),
+        keys(MAX_KEYS + 1, name=rb"\"%d{}\\"),
+        keys(MAX_KEYS + 1, value=rb'"\\\"}{"'),
+        keys(MAX_KEYS + 1, value=b'{"a":{}}'),
+        b"[[" + keys(10) + b"," + keys(MAX_KEYS + 1) + b"]]",
+        b'{"a":' + keys(MAX_KEYS + 1) + b"}",
+    ],
+    ids=[
+        "one more",
+        "a million",
+        "spaces",
+        "repeated",
+        "odd names",
+        "odd values",
+        "objects",
+        "in lists",
+        "in an object",
+    ],
+)
+def test_an_object_with_more_keys_than_engines_can_take_is_refused(more: bytes) -> None:
+    with pytest.raises(AccelError, match=f"an object of more than {MAX_KEYS} keys") as caught:
+        read_json(CHAT, with_more(more))
+    assert caught.value.code == "bad_request"
+
+
+def test_keys_beside_the_messages_count_too() -> None:
+    with pytest.raises(AccelError, match="an object of more than"):
+        read_json(CHAT, with_more(b"0")[:-1] + b"," + keys(80_000)[1:])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        keys(MAX_KEYS),
+        keys(MAX_KEYS, value=b'{"a":1,"b":{"c":2}}'),
+        b"[" + b",".join([keys(50)] * 4000) + b"]",
+        b'"' + b'a: b, {c}: \\"d\\": ' * 50_000 + b'"',
+        b"[" + b'":",' * 20_000 + b'":"]',
+        b"[" + b",".join(b"%d" % i for i in range(1_000_000)) + b"]",
+    ],
+    ids=["as many", "with objects", "of many tools", "text", "short strings", "a list"],
+)
+def test_many_keys_in_many_objects_and_long_lists_are_good(more: bytes) -> None:
+    assert read_json(CHAT, with_more(more)).model == "m"
+
+
+@pytest.mark.parametrize("more", [b"[" + b"{}," * MAX_TOKENS + b'":"]', b"[" + b'":",' * MAX_TOKENS + b'":"]'],
+                         ids=["objects", "strings"])  # fmt: skip
+def test_how_long_it_takes_to_count_is_bounded(more: bytes) -> None:
+    text = with_more(b"[" + more + b"," + keys(MAX_KEYS) + b"]")
+    with pytest.raises(AccelError, match=f"more than {MAX_TOKENS} keys, strings and objects"):
+        read_json(CHAT, text)
