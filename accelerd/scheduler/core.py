@@ -23,6 +23,7 @@ from accelerd.memory.model import Forecast, MemoryRequirement, MemorySnapshot
 from accelerd.memory.npu_rules import first_device
 from accelerd.memory.reclaim import Reclaimer
 from accelerd.scheduler.admission import Admission, ModelRequirements
+from accelerd.scheduler.configuration import Configuration
 from accelerd.scheduler.device_events import DeviceEvents
 from accelerd.scheduler.events import ModelInUse, ModelsConfigured
 from accelerd.scheduler.exit_handling import STUCK_AFTER, ExitHandling
@@ -55,12 +56,13 @@ class Core:
         self._clock = clock
         self._events = events
         self._admission = Admission(clock, settings, limits, events, self._rearm)
-        self._exits = ExitHandling(self._admission, self._over, stuck_after, jitter)
         self._names: dict[str, ModelRecord] = {}  # names and aliases
         self.devices = DeviceEvents(self._admission, self._find, self.reset)
         self.memory = MemoryEvents(self._admission, self._names)
         self.holds = Holds(self._admission, self._configured)
         self.files = FileGate(self._admission)
+        self._configuration = Configuration(self._admission, self._names, self.holds, self.memory)
+        self._exits = ExitHandling(self._admission, self._configuration.over, stuck_after, jitter)
 
     def attach(
         self, supervisor: Supervisor, needs: ModelRequirements, look: Callable[[], bool], reclaimer: Reclaimer
@@ -229,58 +231,9 @@ class Core:
         Models whose process does not depend on what changed go on untouched; the others, and those that `relaunch`
         names, drain and are replaced.
         """
-        self._admission.settings, self._admission.limits = settings, limits
-        now = self._clock.monotonic()
-        gone = set(self._admission.records)
-        for spec, forecast in entries:
-            gone.discard(spec.name)
-            record = self._admission.records.get(spec.name)
-            if record is None:
-                keep = spec.preload or spec.pin
-                record = ModelRecord(
-                    spec, forecast, since=now, keep_loaded=keep, device=self._admission.needs.device(spec)
-                )
-                self._admission.records[spec.name] = record
-                continue
-            record.removed = False
-            if record.occupied and (spec.name in relaunch or record.spec.launch_key() != spec.launch_key()):
-                record.next_spec, record.next_forecast = spec, forecast
-            else:
-                record.next_spec = None
-                self._adopt_spec(record, spec, forecast)
-        for name in gone:
-            record = self._admission.records[name]
-            record.removed = True
-            self.holds.removed(record, "it was removed from the configuration")
-            self._admission.reject_all(
-                record, AccelError("model_not_found", f"{name} was removed from the configuration")
-            )
-            if not record.occupied:
-                del self._admission.records[name]
-        self._names.clear()
-        self._names.update({n: r for r in self._admission.records.values() for n in (r.spec.name, *r.spec.aliases)})
-        self.memory.room_may_be_there()
+        self._configuration.apply(entries, settings, limits, relaunch)
         self._admission.schedule()
         self._events.publish(ModelsConfigured())
-
-    def _adopt_spec(self, record: ModelRecord, spec: ModelSpec, forecast: Forecast) -> None:
-        changed = record.spec.launch_key() != spec.launch_key()
-        if record.state is State.DOWNLOADING and (record.spec.model != spec.model or not forecast.missing):
-            self._admission.move(record, Event.RESET, "configuration changed")
-        redeclared = record.spec.memory != spec.memory
-        record.spec = spec
-        if not record.occupied:
-            record.device = self._admission.needs.device(spec)
-        record.expect(forecast)
-        if redeclared:
-            record.redeclared()
-        record.keep_loaded = record.wants_loaded
-        if changed and record.state in (State.BACKOFF, State.FAILED):
-            record.failures.clear()
-            record.unhealthy.clear()
-            record.out_of_memory.clear()
-            record.retry_at = record.error = None
-            self._admission.move(record, Event.RESET, "configuration changed")
 
     def adopt(self, name: str, found: object, *, fits: bool, cache: int = 0, context: int | None = None) -> bool:
         """Take over what an earlier daemon started: `found` is for the supervisor. False: the model has another life.
@@ -363,28 +316,6 @@ class Core:
     def instance_gone(self, instance: int, exit: Exit) -> None:
         self._exits.gone(instance, exit)
         self._admission.schedule()
-
-    def _over(self, record: ModelRecord, unloaded: bool) -> None:
-        self.memory.room_may_be_there()
-        if record.removed:
-            self._forget(record)
-        elif record.next_spec is not None:
-            self._replace(record, reload=not (unloaded or self._admission.closing))
-
-    def _forget(self, record: ModelRecord) -> None:
-        del self._admission.records[record.spec.name]
-        for name in (record.spec.name, *record.spec.aliases):
-            if self._names.get(name) is record:
-                del self._names[name]
-
-    def _replace(self, record: ModelRecord, *, reload: bool) -> None:
-        assert record.next_spec is not None
-        assert record.next_forecast is not None
-        spec, forecast = record.next_spec, record.next_forecast
-        record.next_spec = record.next_forecast = None
-        self._adopt_spec(record, spec, forecast)
-        if reload and not record.waiting:
-            self._admission.request_load(record)
 
     # --- time ---------------------------------------------------------------------------------------------------
 
