@@ -35,7 +35,7 @@ from accelerd.scheduler.placement import (
     why_not_resident,
     with_spare_cache,
 )
-from accelerd.scheduler.quiet import disturbed, when_quiet
+from accelerd.scheduler.quiet import serve_all, waits_for_load, when_quiet
 from accelerd.scheduler.record import DownloadProgress, Lease, ModelRecord, Residue, Transition, Waiter
 
 CPU = "cpu"
@@ -171,8 +171,7 @@ class Admission:
         self._retire_outdated()
         while True:
             self.wake = math.inf
-            for record in self.records.values():
-                record.served_until = math.inf
+            serve_all(self.records)
             cutoffs = self._make_room(now) if self.queued and not (self.closing or self.paused) else {}
             before = self.queued
             for record in self.records.values():
@@ -354,8 +353,7 @@ class Admission:
         while record.waiting and not record.probing:
             waiter = record.waiting[0]
             if waiter.wants_lease:
-                last = min(record.served_until, math.inf if cutoff is None else cutoff)
-                if len(record.active) >= record.spec.slots or waiter.arrived > last or disturbed(record, self.records):
+                if len(record.active) >= record.spec.slots or waits_for_load(record, waiter, cutoff, self.records):
                     break
                 lease: Lease | None = self.grant(record)
             else:

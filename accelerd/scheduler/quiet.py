@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.record import ModelRecord
+from accelerd.scheduler.record import ModelRecord, Waiter
 
 
 def cuts(loading: ModelRecord, other: ModelRecord) -> bool:
@@ -43,6 +43,20 @@ def disturbed(record: ModelRecord, records: Mapping[str, ModelRecord]) -> bool:
     return record.forecast.shared is not None and any(
         other.state is State.STARTING and cuts(other, record) for other in records.values()
     )
+
+
+def serve_all(records: Mapping[str, ModelRecord]) -> None:
+    """Nothing that `when_quiet` has decided holds any more."""
+    for record in records.values():
+        record.served_until = math.inf
+
+
+def waits_for_load(
+    record: ModelRecord, waiter: Waiter, cutoff: float | None, records: Mapping[str, ModelRecord]
+) -> bool:
+    """Must a request wait because another model is being loaded, or is to be? `cutoff`: requests after it wait, too."""
+    last = record.served_until if cutoff is None else min(record.served_until, cutoff)
+    return waiter.arrived > last or disturbed(record, records)
 
 
 def _serves_before(record: ModelRecord, arrived: float) -> bool:

@@ -78,6 +78,12 @@ def features(path: str, text: str, version: str = "") -> LemonadeProgram:
     )
 
 
+def hub_folder(env: Mapping[str, str]) -> str:
+    """Where a server with this environment has its models."""
+    home = env.get("HF_HOME") or f"{env.get('HOME', '')}/.cache/huggingface"
+    return env.get("HF_HUB_CACHE") or f"{home}/hub"
+
+
 async def _said(program: Program, option: str) -> str:
     """What it prints; "" when nothing comes."""
     try:

@@ -94,12 +94,6 @@ def prepare(program: LemonadeProgram, folders: Folders, port: int, base: Mapping
         AtomicFile(settings / USER_MODELS).write(json.dumps(models).encode())
 
 
-def hub_folder(env: Mapping[str, str]) -> str:
-    """Where a server with this environment has its models."""
-    home = env.get("HF_HOME") or f"{env.get('HOME', '')}/.cache/huggingface"
-    return env.get("HF_HUB_CACHE") or f"{home}/hub"
-
-
 def _settings(port: int, own: OwnedServer) -> dict[str, Any]:
     """What accelerd decides instead of the server: what is loaded, for how long, with what, and who may see it."""
     llama: dict[str, Any] = dict.fromkeys(LLAMA_PROGRAMS, own.llama_server) if own.llama_server else {}

@@ -29,9 +29,9 @@ from accelerd.engines.lemonade.client import (
     LoadedModel,
     named,
 )
+from accelerd.engines.lemonade.program import hub_folder
 from accelerd.supervise.exit_messages import cause_of
 from accelerd.supervise.homes.home import LaunchRequest, OnExit, OnOutput, TenantAddress, TenantProcess
-from accelerd.supervise.homes.lemonade.program import hub_folder
 from accelerd.supervise.homes.lemonade.server import ExitReason, LemonadeServer
 from accelerd.supervise.waiting import race
 
