@@ -33,6 +33,7 @@ from accelerd.policy.last_good import LastGood
 from accelerd.policy.takeover import take_over
 from accelerd.system.lock import EXIT_CONFIG, InstanceLock, StartError
 from accelerd.system.records import NOTICE, event
+from accelerd.system.worker_thread import DaemonThreadExecutor
 
 if TYPE_CHECKING:
     from accelerd.control.http import HttpControl
@@ -88,6 +89,7 @@ class Daemon:
 
     async def run(self) -> None:
         """Serve until told to stop, then end what runs, or leave it to the daemon that follows."""
+        asyncio.get_running_loop().set_default_executor(DaemonThreadExecutor())
         await self._begin()
         crashed = True
         try:

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import os
 import stat
+from typing import Final
+
+from accelerd.base import volumes
+
+PATIENCE: Final = 0.5  # s that its volume has to answer
 
 
 def read(path: str) -> tuple[tuple[str, ...], str]:
     """The keys, or none and the reason why it cannot be used. Blocking."""
     try:
+        volumes.check([path], PATIENCE)
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):  # opening a FIFO would wait for a writer
             return (), f"expected a regular file at {path}"

@@ -16,12 +16,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from accelerd.base import volumes
 from accelerd.config import clashes, positions, resolve, rules
 from accelerd.config.model import Config
 from accelerd.config.problems import ConfigErrors, Problem, Source, key_text
 from accelerd.config.walk import ConfigEntries, PathBase, TreeWalker
 
 _LARGEST: Final = 4 << 20  # bytes; larger files are refused
+DISK_PATIENCE: Final = 0.5  # s
 _TWICE: Final = re.compile(r"cannot declare (\(.*\)) twice")
 _TABLE: Final = re.compile(r"\s*\[\s*(\w+)\.[^\"']*\]\s*(#.*)?")
 _END: Final = "expected newline or end of document after a statement"
@@ -213,6 +215,7 @@ def _read_file(path: Path, name: str) -> Source:
         name = ascii(name)
         return refused("the file name contains unprintable characters; rename the file")
     try:
+        volumes.check([str(path)], DISK_PATIENCE)  # it may be a link
         # A FIFO must not stop the daemon. (An opener and not fdopen, which leaks the descriptor of a directory.)
         with open(path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK | os.O_NOCTTY)) as file:
             status = os.fstat(file.fileno())

@@ -6,20 +6,25 @@ Owns unique names, mutually exclusive keys, references, and the safety of addres
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from typing import Final
 
+from accelerd.base import volumes
 from accelerd.base.errors import AccelError
 from accelerd.base.model_source import Source
 from accelerd.config import flags, key_file, units
 from accelerd.config.clashes import clashes, without_effect
 from accelerd.config.model import BUILT_IN, Config, ModelSpec, Origin, Route
+from accelerd.config.named_files import named_files
 from accelerd.config.positions import KeyPath
 from accelerd.config.problems import Problem, Severity, did_you_mean, key_text
 from accelerd.config.resolve import CACHE_TYPES, ConfigTables
 from accelerd.config.walk import INVALID, TABLE, ConfigEntries, ConfigEntry
+
+DISK_PATIENCE: Final = 0.3  # s that a volume has to answer: a start and a reload wait for it
 
 
 def errors(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Iterator[Problem]:
@@ -58,6 +63,8 @@ def warnings(entries: ConfigEntries, tables: ConfigTables, config: Config) -> It
         yield _problem(
             entries[path], path, "applies to no model: each has a setting that it does not go with", "warning"
         )
+    # All at once, for each volume in one process. What lies on one that does not answer is only a warning.
+    volumes.look((path for spec in config.models.values() for _, path in named_files(spec)), DISK_PATIENCE)
     limit = config.scheduler.memory
     yield from _of_models(
         config,
@@ -230,15 +237,9 @@ def _backoff(config: Config) -> Iterator[Problem]:
 
 
 def _files(spec: ModelSpec) -> Iterator[tuple[str, str]]:
-    for field in ("path", "mmproj", "draft_model", "chat_template_file", "binary"):
-        program = field == "binary"
-        if not (program and spec.contained):  # then it is a path inside the container
-            reason = _file_reason(getattr(spec, field), program=program)
-            if reason:
-                yield field, reason
-    for adapter in spec.lora:
-        if reason := _file_reason(adapter.path, program=False):
-            yield "lora", reason
+    for field, path in named_files(spec):
+        if reason := _file_reason(path, program=field == "binary"):
+            yield field, reason
 
 
 def _fits(spec: ModelSpec, limit: int | None) -> Iterator[tuple[str, str]]:
@@ -259,15 +260,16 @@ def _same_container(spec: ModelSpec, config: Config) -> Iterator[tuple[str, str]
 def _file_reason(value: str | None, *, program: bool) -> str | None:
     if value is None or not value.startswith("/"):
         return None
-    path = Path(value)
-    try:
-        if path.is_dir():
-            return f"expected a file, found a directory: {value}"
-        if not path.exists():
-            return f"no such file: {value}"
-    except OSError as error:
-        return f"cannot access {value}: {error.strerror}"
-    if not os.access(path, os.X_OK if program else os.R_OK):
+    (seen,) = volumes.look([value], DISK_PATIENCE).values()
+    if isinstance(seen, volumes.NoAnswer):
+        return f"cannot access {value}: {seen.strerror}"
+    if seen.error in (errno.ENOENT, errno.ENOTDIR):
+        return f"no such file: {value}"
+    if seen.error:
+        return f"cannot access {value}: {os.strerror(seen.error)}"
+    if seen.is_dir:
+        return f"expected a file, found a directory: {value}"
+    if not (seen.runnable if program else seen.readable):
         return f"cannot {'run' if program else 'read'} {value}: permission denied"
     return None
 

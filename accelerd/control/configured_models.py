@@ -27,6 +27,7 @@ from accelerd.system.records import event
 
 log = logging.getLogger(__name__)
 
+SILENT_AGAIN = 10.0  # s until models whose volume did not answer are asked again
 SURVEY_LIMIT = 20.0  # s that a model's program and files have to say what it needs
 
 Forecasts = list[tuple[ModelSpec, Forecast]]
@@ -48,8 +49,10 @@ class ConfiguredModels:
         power: PowerSaving,
         events: EventStream,
         survey_limit: float = SURVEY_LIMIT,
+        silent_again: float = SILENT_AGAIN,
     ) -> None:
         """`survey_limit`: s for each model."""
+        self._silent_again = silent_again
         self._survey_limit = survey_limit
         self._config = config
         self._scheduler = scheduler
@@ -108,6 +111,8 @@ class ConfiguredModels:
                 due.remove(name)
                 if (spec := self._config.models.get(name)) is not None:
                     await self._ask(spec)
+            if not self._model_info.silent.isdisjoint(self._config.models):
+                asyncio.get_running_loop().call_later(self._silent_again, self._survey_due.set)
 
     async def _ask(self, spec: ModelSpec) -> None:
         """Requests wait for a forecast that is provisional: that ends here, also when the program does not answer."""

@@ -23,12 +23,14 @@ from accelerd.config.model import LAUNCH_FIELDS, ModelSpec
 from accelerd.control.state_store import StateStore
 from accelerd.devices.model import Device
 from accelerd.downloads.cache import cached
+from accelerd.engines import planning
 from accelerd.engines.base import Engine, EngineBuild, LaunchPlan
 from accelerd.estimate.placing import default_device
 from accelerd.memory.learned import Learned
 from accelerd.memory.model import Forecast, MemoryRequirement, in_ram
 from accelerd.scheduler.events import ModelLoaded
 
+DISK_PATIENCE = 0.3  # s that a model's volume has to answer: a start, a reload and an `explain` wait for it
 AT_ONCE = 4  # models whose files are looked into at a time
 PATIENCE = 10.0  # s for all of them
 
@@ -73,11 +75,13 @@ class ModelInfo:
         self._roots = roots
         self._devices = devices
         self.learned = learned
+        self.silent: set[str] = set()  # models whose files did not answer when they were looked at last
         self._estimates: dict[str, Forecast] = {}  # by model, whatever was learned since
         events.subscribe(ModelLoaded, self.on_model_loaded)
 
     async def plan(self, spec: ModelSpec, placed: MemoryRequirement) -> LaunchPlan:
         """How the model would be started now, placed like this. AccelError when it could not."""
+        await planning.answer(spec, self._roots.home, DISK_PATIENCE)
         return await self._engines[spec.engine].plan(spec, self._roots.runtime, placed)
 
     async def forecasts(self, specs: Iterable[ModelSpec], *, ask: bool = False) -> list[tuple[ModelSpec, Forecast]]:
@@ -93,13 +97,17 @@ class ModelInfo:
                 async with asyncio.timeout_at(until), few:
                     return spec, await self.forecast(spec, ask=ask)
             except TimeoutError:
-                silent = Forecast((in_ram(0, f"unknown: its files did not answer in {self._patience:g} s"),))
-                return spec, self._estimates.setdefault(spec.name, silent)
+                return spec, self._silent(spec, f"its files did not answer in {self._patience:g} s")
 
         return await asyncio.gather(*map(one, specs))
 
     async def forecast(self, spec: ModelSpec, *, ask: bool = False) -> Forecast:
-        """What one model will need."""
+        """What one model will need; not known while its volume does not answer."""
+        try:
+            await planning.answer(spec, self._roots.home, DISK_PATIENCE)
+        except AccelError as error:
+            return self._silent(spec, error.message)
+        self.silent.discard(spec.name)
         estimate = await self._engines[spec.engine].forecast(spec, self._devices(), ask=ask)
         # What a person has declared, and files that nobody can read, have no key: then the settings are one.
         key = estimate.key or fingerprint(spec)
@@ -112,6 +120,11 @@ class ModelInfo:
     async def build(self, spec: ModelSpec) -> EngineBuild:
         """The program that would run it, in accelerd's environment. AccelError."""
         return await self._engines[spec.engine].build(spec)
+
+    def _silent(self, spec: ModelSpec, why: str) -> Forecast:
+        """What was known before, if anything."""
+        self.silent.add(spec.name)
+        return self._estimates.setdefault(spec.name, Forecast((in_ram(0, f"unknown: {why}"),)))
 
     async def best_forecast(self, spec: ModelSpec) -> Forecast:
         """What one model will need; its program is asked, unless that would start a container."""

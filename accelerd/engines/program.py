@@ -19,6 +19,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from accelerd.base import volumes
 from accelerd.base.exits import Cause
 from accelerd.engines.base import ProgramOutput, fail
 
@@ -44,8 +45,7 @@ def find(wanted: str, environ: Mapping[str, str], hint: str, extra_dirs: Sequenc
     AccelError('model_failed').
     """
     if "/" not in wanted:
-        path = environ.get("PATH", os.defpath)
-        found = shutil.which(wanted, path=os.pathsep.join([path, *map(str, extra_dirs)]))
+        found = which(wanted, os.pathsep.join([environ.get("PATH", os.defpath), *map(str, extra_dirs)]))
         if found is None:
             places = "PATH" + "".join(f" and not in {d}" for d in extra_dirs)
             fail(Cause.NO_PROGRAM, f"cannot find the program {wanted}: it is not on {places}", hint)
@@ -54,6 +54,10 @@ def find(wanted: str, environ: Mapping[str, str], hint: str, extra_dirs: Sequenc
     path = home + wanted[1:] if home and wanted.startswith("~/") else os.path.expanduser(wanted)
     if not os.path.isabs(path):
         fail(Cause.NO_PROGRAM, f"cannot use {wanted}: write a name on PATH or an absolute path")
+    try:
+        volumes.check([path])
+    except volumes.NoAnswer as error:
+        fail(Cause.LOAD_TIMEOUT, f"cannot run {path}: {error.strerror}")
     if not os.path.exists(path):
         fail(Cause.NO_PROGRAM, f"cannot find the program {path}", hint)
     if not os.path.isfile(path):
@@ -61,6 +65,14 @@ def find(wanted: str, environ: Mapping[str, str], hint: str, extra_dirs: Sequenc
     if not os.access(path, os.X_OK):
         fail(Cause.NO_PROGRAM, f"cannot run {path}: it is not executable (chmod +x helps if it is a program)")
     return path
+
+
+def which(name: str, path: str) -> str | None:
+    """A program on PATH, whose folders on volumes that do not answer are left out. Blocking."""
+    folders = [folder for folder in path.split(os.pathsep) if folder]
+    seen = volumes.look(folders)
+    there = [folder for folder in folders if not isinstance(seen[folder], volumes.NoAnswer)]
+    return shutil.which(name, path=os.pathsep.join(there))
 
 
 def local(path: str, env: Mapping[str, str], within: float, drivers: frozenset[str] = frozenset()) -> Program:

@@ -16,6 +16,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
+from accelerd.base import volumes
 from accelerd.estimate.gguf import MAGIC, GgufError, TruncatedError, open_file
 from accelerd.estimate.model_facts import ENCODERS
 from accelerd.estimate.tensors import PART, GgufModel, parts, read_model
@@ -130,6 +131,7 @@ FLAGS: Final = {"clip.has_vision_encoder": Modality.VISION, "clip.has_audio_enco
 def identify(path: Path, read: Callable[[str], GgufModel] = read_model) -> Identified:
     """What is at that path; all files of a model in several are looked at. `read`: see ModelReader."""
     try:
+        volumes.check(parts(str(path)))
         return _identify(path, read)
     except OSError as error:
         file = error.filename if isinstance(error.filename, str) and error.filename != str(path) else "it"
@@ -137,10 +139,10 @@ def identify(path: Path, read: Callable[[str], GgufModel] = read_model) -> Ident
 
 
 def _identify(path: Path, read: Callable[[str], GgufModel]) -> Identified:
+    if not (stat.S_ISREG(mode := os.stat(path).st_mode) or stat.S_ISDIR(mode)):  # opening a socket says less
+        return _refused("it is not a regular file", "name a GGUF file")
     with open_file(path) as file:
         status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            return _refused("it is not a regular file", "name a GGUF file")
         data = file.read(BEGINNING)
     if not data.startswith(MAGIC):
         return _refused(*_foreign(data, status.st_size))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import BinaryIO, Final, NamedTuple
 
+from accelerd.base import volumes
 from accelerd.estimate.gguf import Budget, GgufError, Header, Reader, TruncatedError, open_file
 
 MOST_PARTS: Final = 1024
@@ -155,7 +156,8 @@ Identity = tuple[tuple[str, int, int, int], ...]  # path, size, time of the last
 
 
 def identity(path: str) -> Identity:
-    """Names exactly these files as they are now. OSError when one is missing."""
+    """Names exactly these files as they are now. OSError when one is missing, or its volume does not answer."""
+    volumes.check(parts(path))
     found = []
     for file in parts(path):
         status = os.stat(file)

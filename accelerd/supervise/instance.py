@@ -23,6 +23,7 @@ from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause, Exit
 from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
+from accelerd.engines import planning
 from accelerd.engines.base import Engine, LaunchPlan
 from accelerd.engines.http import HttpError, HttpUnreachable
 from accelerd.instances import InstanceInfo, Listener
@@ -247,7 +248,7 @@ class Instance:
 
     async def _make_plan(self, home: Home) -> LaunchPlan:
         await home.prepare(self.spec, self._printed)
-        return await self._engine.plan(self.spec, self._context.roots.runtime, self._placed)
+        return await planning.plan(self._engine, self.spec, self._context.roots, self._placed)
 
     async def _start(self, plan: LaunchPlan, home: Home) -> MainProcess:
         context = self._context

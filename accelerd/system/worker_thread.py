@@ -1,6 +1,6 @@
-"""One thread for blocking calls, such as reads and writes in sysfs, which may hang in a driver.
+"""Threads for blocking calls, such as reads and writes in sysfs, which may hang in a driver or on a disk.
 
-A daemon thread instead of an executor: a call that hangs must not delay the exit of the program.
+Daemon threads, which Python's executors do not have: a call that hangs must not delay the exit of the program.
 """
 
 from __future__ import annotations
@@ -8,11 +8,17 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+MOST: Final = 32  # threads of an executor
+GRACE: Final = 0.5  # s that its end waits for what runs
 
 
 class WorkerThread:
@@ -60,3 +66,52 @@ class WorkerThread:
     def _run(self) -> None:
         while (work := self._queue.get()) is not None:
             work()
+
+
+class DaemonThreadExecutor(ThreadPoolExecutor):
+    """The event loop's executor, whose end waits for what runs for a moment only.
+
+    Of the base class, which the loop insists on, only the type is used. A thread starts when none is idle.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(MOST)
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._serving: list[threading.Thread] = []
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        future: Future[T] = Future()
+
+        def job() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(fn(*args, **kwargs))
+                except BaseException as error:
+                    future.set_exception(error)
+
+        self._jobs.put(job)
+        if not self._idle.acquire(blocking=False) and len(self._serving) < MOST:
+            thread = threading.Thread(target=self._serve, name=f"blocking {len(self._serving)}", daemon=True)
+            self._serving.append(thread)
+            thread.start()
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        until = time.monotonic() + GRACE
+        for _ in self._serving:
+            self._jobs.put(None)
+        for thread in self._serving if wait else ():
+            thread.join(max(until - time.monotonic(), 0))
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                self._idle.release()
+                job = self._jobs.get()
+            if job is None:
+                return
+            job()
+            del job

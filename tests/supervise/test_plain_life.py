@@ -227,6 +227,19 @@ async def test_never_listens(bench: SupervisorBench) -> None:
     assert "I main: fake server" in exit.tail
 
 
+async def test_a_plan_that_is_never_ready(bench: SupervisorBench) -> None:
+    """An engine's program or files may not answer; the time for the start is the time for its plan, too."""
+    async with bench:
+        bench.engine.gate = asyncio.Event()
+        exit = await bench.gone(bench.start("ok", start_timeout=0.2))
+        assert exit.cause is Cause.LOAD_TIMEOUT
+        assert exit.message == (
+            "cannot tell how to start m within 0.2 s (start_timeout): its program or its files do not answer"
+        )
+        bench.engine.gate.set()
+        await bench.ready(bench.start("ok"))
+
+
 @pytest.mark.parametrize("sign", ["chatter:50", f"grow:{4 << 20}"])
 async def test_observed_progress_extends_the_deadline(bench: SupervisorBench, sign: str) -> None:
     async with bench:

@@ -173,7 +173,7 @@ def look_up(
         yield of_hub(context, source, args)
         return
     path = Path(source).expanduser().absolute()
-    if local and path.is_dir():
+    if local and gguf_files.is_directory(path):
         yield from in_directory(path, skipped)
     elif local:
         yield of_file(gguf_files.by_path(path))

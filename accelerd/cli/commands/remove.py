@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerd.base import volumes
 from accelerd.base.names import accelctl
 from accelerd.base.ports import Roots
 from accelerd.base.sizes import human_size
@@ -68,8 +69,10 @@ def files_of(context: Context, spec: ModelSpec) -> list[Path]:
         here = cached(Source.parse(spec.model), context.env, context.roots.home)
         named += [one for one in (here.model, here.mmproj, here.draft) if one is not None] if here is not None else []
     named += [Path(one) for one in (spec.mmproj, spec.draft_model, *(adapter.path for adapter in spec.lora)) if one]
-    all_parts = [Path(part) for one in named for part in parts(str(one))]
-    present = [part for part in all_parts if part.is_file()]
+    all_parts = [part for one in named for part in parts(str(one))]
+    seen = volumes.look(all_parts)
+    answering = [part for part in all_parts if not isinstance(seen[part], volumes.NoAnswer)]
+    present = [part for part in map(Path, answering) if part.is_file()]
     targets = [part.resolve() for part in present if part.is_symlink()]
     return list(dict.fromkeys((*present, *targets)))
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
+from accelerd.base import volumes
 from accelerd.base.model_source import HOSTS
 from accelerd.cli.failure import ExitStatus, Failure
 from accelerd.estimate.model_kind import Identified, Kind, identify
@@ -60,7 +61,8 @@ def well_known(home: Path, env: Mapping[str, str]) -> list[Path]:
         Path("/srv/models"),
         Path("/opt/models"),
     ]
-    return [place for place in places if place.is_dir()]
+    seen = volumes.look(map(str, places))
+    return [place for place in places if isinstance(found := seen[str(place)], volumes.Seen) and found.is_dir]
 
 
 def without_scheme(text: str) -> str:
@@ -75,7 +77,7 @@ def looks_like_path(text: str) -> bool:
 
 def by_path(path: Path) -> FoundModel:
     """The model at a file or in a directory with exactly one. Raises Failure."""
-    if path.is_dir():
+    if is_directory(path):
         candidates = sorted(files_below(path))
         if not candidates:
             raise Failure(f"there is no GGUF file in {path}", code="not_found")
@@ -85,12 +87,20 @@ def by_path(path: Path) -> FoundModel:
     return model_at(path)
 
 
+def is_directory(path: Path) -> bool:
+    """Failure if its disk does not answer."""
+    (seen,) = volumes.look([str(path)]).values()
+    if isinstance(seen, volumes.NoAnswer):
+        raise Failure(f"cannot read {path}: {seen.strerror}", code="no_answer")
+    return seen.is_dir
+
+
 def model_at(path: Path) -> FoundModel:
     """The model of which that file is any part. Raises Failure."""
     found = identify(path)
     if found.first is not None:
         path, found = found.first, identify(found.first)
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():  # a link says itself what is wrong with it
         raise Failure(f"there is no such file: {path}", code="not_found")
     if not found.runs:
         raise Failure(f"{path} cannot be used: {found.reason}", code="bad_model", hint=found.hint)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import shutil
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -23,6 +22,7 @@ from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import ContainerAccess, Endpoint, FixedServer, Tenancy
+from accelerd.engines.program import which
 from accelerd.supervise.process.processes import InstanceTag, Process
 
 OnOutput = Callable[[bytes], None]  # gets what it prints, stdout and stderr as one stream, on the loop's thread
@@ -50,7 +50,7 @@ def short_hash(text: str) -> str:
 
 def find_program(name: str, path: str | None) -> str:
     """The absolute path of a program by the child's own PATH. NoProgram. Blocking (file system)."""
-    found = shutil.which(name, path=path or os.defpath)
+    found = which(name, path or os.defpath)
     if found:
         return os.path.abspath(found)
     if "/" in name and os.path.isdir(name):
