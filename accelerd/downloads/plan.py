@@ -18,7 +18,7 @@ from accelerd.downloads.choice import Candidate, Choice, HubFile, choose, projec
 from accelerd.downloads.hub import Listing, file_url, list_files, open_hub
 from accelerd.estimate.estimate import Estimate, EstimateSettings, estimate
 from accelerd.estimate.model_kind import Identified, identify_model
-from accelerd.estimate.remote import NoRanges, Web, check_private, part_urls, read_model_at
+from accelerd.estimate.remote import NoRanges, Web, check_private, in_time, part_urls, read_model_at
 from accelerd.estimate.tensors import GgufModel
 
 DEFAULTS: Final = EstimateSettings(context=8192)
@@ -62,6 +62,10 @@ def plan(
 ) -> Plan:
     """What to fetch so that the model fits into `room` bytes of memory; None: whatever its size. AccelError."""
     web = open_hub(env, home)
+    return in_time(lambda: _plan(source, web, room, settings))
+
+
+def _plan(source: Source, web: Web, room: int | None, settings: EstimateSettings) -> Plan:
     if source.url:
         return _of_address(source, web, room, settings)
     listing = list_files(source.repo, web)
@@ -78,6 +82,10 @@ def plan(
 def read_remote(source: Source, env: Mapping[str, str], home: Path) -> Remote:
     """The headers of a model on a server. AccelError."""
     web = open_hub(env, home)
+    return in_time(lambda: _read_remote(source, web))
+
+
+def _read_remote(source: Source, web: Web) -> Remote:
     if source.url:
         check_private(source.url, web.hub)
         urls = part_urls(source.url)

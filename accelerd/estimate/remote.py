@@ -1,7 +1,7 @@
 """Reads the header of a GGUF file on a web server without downloading the file: with HTTP range requests, a few MiB.
 
-Reads at most 64 MiB, writes nothing, and sends a token only to the hub that it is for. Knows no hub's addresses but
-its first part: `accelerd.downloads` makes them. Blocks: call it in a thread.
+Reads at most 64 MiB in three minutes, writes nothing, and sends a token only to the hub that it is for. Knows no hub's
+addresses but its first part: `accelerd.downloads` makes them. Blocks: call it in a thread.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import io
 import os
 import re
 import ssl
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
-from typing import Any, BinaryIO, Final, cast
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, BinaryIO, Final, TypeVar, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from accelerd.base.decoding import from_json
@@ -22,11 +24,14 @@ from accelerd.base.errors import AccelError
 from accelerd.estimate.gguf import Budget, GgufError, Header
 from accelerd.estimate.tensors import GgufModel, Tensor, parts, read_part
 
+T = TypeVar("T")
 BUDGET: Final = 64 << 20  # bytes of one model
 FIRST: Final = 1 << 20  # bytes of the first request; each further one asks for twice as many …
 LARGEST: Final = 8 << 20  # … up to these
 LARGEST_ANSWER: Final = 16 << 20  # of a list of files
+MOST_PARTS: Final = 64  # requests for one file; a server that sends what is asked for needs some ten
 TIMEOUT: Final = 20.0  # s without an answer
+OVERALL: Final = 180.0  # s for all headers of a model, whatever a server does
 LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 SHARD: Final = re.compile(r"-(\d{5})-of-\d{5}\.gguf$", re.IGNORECASE)
 LENGTH: Final = re.compile("[0-9]{1,18}")
@@ -79,6 +84,24 @@ def check_private(url: str, hub: str) -> None:
     """Refuse an address that everybody on the way can read and change. AccelError."""
     if not private(url) and not url.startswith(f"{hub}/"):
         raise AccelError("bad_request", f"{url} is not an https address", hint="use https://")
+
+
+def in_time(work: Callable[[], T]) -> T:
+    """What `work` returns or raises. AccelError when it takes longer than OVERALL: its thread is left alone then."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return done.result(OVERALL)
+    except TimeoutError:
+        text = f"the server is too slow: the header was not here in {OVERALL:.0f} s"
+        raise AccelError("download_failed", text, hint=f"try again later, or {WHOLE}") from None
 
 
 # --- reading --------------------------------------------------------------------------------------------------
@@ -165,6 +188,7 @@ class RangeFile(io.RawIOBase):
         self._start = 0  # of the window in the file
         self._window = b""
         self._next = FIRST
+        self._parts = 0  # requests
         self.size = 0
         self.version = ""  # what changes when the file does; empty: the server does not say
         self._fetch(0)
@@ -198,6 +222,12 @@ class RangeFile(io.RawIOBase):
     def _fetch(self, start: int) -> None:
         if self._web.read >= BUDGET:
             text = f"{self.name}: its header is larger than {BUDGET >> 20} MiB"
+            raise AccelError("download_failed", text, hint=WHOLE)
+        self._parts += 1
+        if self._parts > MOST_PARTS:
+            text = (
+                f"{host(self.url)} sends less than it is asked for: {self.name} has not come in {MOST_PARTS} requests"
+            )
             raise AccelError("download_failed", text, hint=WHOLE)
         wanted = min(self._next, BUDGET - self._web.read)
         self._next = min(self._next * 2, LARGEST)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -186,12 +188,65 @@ def test_a_server_without_ranges_is_not_made_to_send_everything(web: Web) -> Non
         read(f"{web.base}/a.gguf", {})
 
 
-@pytest.mark.parametrize("said", ["", "bytes 5-9/10", "bytes 0-9/*"])
+@pytest.mark.parametrize(
+    "said", ["", "bytes 5-9/10", "bytes 0-9/*", f"bytes 0-9/{'9' * 5000}", f"bytes {'0' * 5000}-9/10"],
+    ids=["nothing", "another", "no size", "5000 digits", "5000 zeros"],
+)  # fmt: skip
 def test_a_part_that_is_not_the_one_asked_for(web: Web, said: str) -> None:
     web.files["/a.gguf"] = bytes(100)
     web.twist = lambda headers: headers.update({"Content-Range": said})
     with pytest.raises(AccelError, match="does not say which part"):
         read(f"{web.base}/a.gguf", {})
+
+
+@pytest.mark.parametrize("size", [1, 100])
+def test_a_server_that_sends_little_at_a_time_is_asked_a_bounded_number_of_times(
+    web: Web, models: Path, size: int
+) -> None:
+    data = zoo.make("llama-gqa", models).path.read_bytes()
+    web.files["/a.gguf"] = data
+    web.most = size
+    with pytest.raises(AccelError, match=r"sends less than it is asked for: a\.gguf has not come in 64 requests"):
+        read(f"{web.base}/a.gguf", {})
+    assert len(web.asked) == remote.MOST_PARTS
+    web.most = len(data) // 10
+    assert read(f"{web.base}/a.gguf", {}).model.architecture == "llama"
+
+
+HEAD = b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-99/100\r\nContent-Length: 100\r\n"
+
+
+@pytest.mark.parametrize("first", [b"", HEAD, HEAD + b"\r\nGG"], ids=["nothing", "head", "body"])
+@pytest.mark.parametrize("text", ["http://{}/a.gguf", f"hf:{REPO}"])
+def test_a_server_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch, first: bytes, text: str) -> None:
+    """Every byte comes in time; all of them never do."""
+    monkeypatch.setattr(remote, "OVERALL", 0.3)
+    over = threading.Event()
+
+    def drip(listening: socket.socket) -> None:
+        with listening.accept()[0] as client, contextlib.suppress(OSError):
+            client.sendall(first)
+            while not over.wait(0.05):
+                client.sendall(b"X")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = threading.Thread(target=drip, args=(listening,))
+        server.start()
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        try:
+            with pytest.raises(AccelError, match="the server is too slow") as caught:
+                read(text.format(address), {"HF_ENDPOINT": f"http://{address}"})
+        finally:
+            over.set()
+            server.join()
+    assert caught.value.code == "download_failed"
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"siblings":'])
+def test_a_list_of_files_that_is_nested_without_end(web: Web, opening: bytes) -> None:
+    web.answers[f"/api/models/{REPO}"] = (200, {}, opening * 200_000)
+    with pytest.raises(AccelError, match="did not send a list of files"):
+        read(f"hf:{REPO}", hub(web))
 
 
 def test_what_is_no_model(web: Web) -> None:

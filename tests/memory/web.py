@@ -30,6 +30,7 @@ class Web:
     asked: list[Asked] = field(default_factory=list)
     sent: int = 0
     ranges: bool = True
+    most: int = 1 << 62  # bytes that are sent at a time
     twist: Callable[[dict[str, str]], None] = lambda headers: None  # changes what is said of a part
     base: str = ""
 
@@ -62,7 +63,7 @@ def serving() -> Iterator[Web]:
             found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
             if not web.ranges or found is None:
                 return self.reply(200, {}, self.part(content, 0, min(size, 1 << 16)))
-            first, last = int(found[1]), min(int(found[2]), size - 1)
+            first, last = int(found[1]), min(int(found[2]), int(found[1]) + web.most - 1, size - 1)
             if first >= size:
                 return self.reply(416, {}, b"")
             headers = {"Content-Range": f"bytes {first}-{last}/{size}"}
