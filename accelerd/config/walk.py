@@ -31,6 +31,7 @@ SYNONYMS: Final[Mapping[str, str]] = {
     "profiles": "profile", "profile": "profiles", "temp": "temperature", "embedding": "embeddings",
     "reranking": "rerank", "no_mmap": "mmap", "autoload": "preload", "load_on_start": "preload", "sticky": "pin",
     "batch_size": "batch", "ubatch_size": "ubatch", "host": "listen", "port": "listen", "bind": "listen",
+    "api_key": "key_file", "api_keys": "key_file", "keys": "key_file",
     "api_key_file": "key_file", "cors_origins": "allowed_origins", "hosts": "allowed_hosts", "model": "models",
     "default": "defaults", "engine": "engines", "repetition_penalty": "repeat_penalty",
     "ot": "override_tensor", "override_tensors": "override_tensor", "ncmoe": "n_cpu_moe", "cmoe": "cpu_moe",
@@ -40,9 +41,13 @@ SYNONYMS: Final[Mapping[str, str]] = {
     "spec_draft_ngl": "draft_gpu_layers", "ngld": "draft_gpu_layers", "spec_draft_model": "draft_model",
     "model_draft": "draft_model", "rope_frequency_base": "rope_freq_base", "rope_frequency_scale": "rope_freq_scale",
     "ram": "memory", "vram": "memory", "llama_server": "llama-server", "llamacpp": "llama-server",
+    "llama": "llama-server", "llama_cpp": "llama-server", "device": "gpus", "gpu": "gpus",
     "llama.cpp": "llama-server", "macros": "profiles", "templates": "profiles",
     "backoff_first": "backoff_initial", "backoff_cap": "backoff_max", "tail": "hold_time",  # before 0.7.0
 }  # fmt: skip
+
+
+NAMED: Final = ("models", "routes", "profiles")  # sections with a table for each name
 
 
 class _NoValue(Enum):
@@ -108,7 +113,7 @@ class TreeWalker:
                 if key in node.table:
                     self._visit(node.table[key], child, (*path, key))
                 else:
-                    self._unknown(path, key, list(node.table))
+                    self._unknown(path, key, list(node.table), child)
         elif isinstance(value, dict) and node.names is not None:
             self._put(path, TABLE)
             for key, child in value.items():
@@ -125,7 +130,7 @@ class TreeWalker:
                 self._put(place, result, line=self._line(path))
         else:
             self._put(path, INVALID)
-            one = node.item is not None and not isinstance(value, dict)
+            one = node.item is not None and _converts(value, node.item)
             hint = f"; a single one is written in brackets: [{_got(value, node)}]" if one and not node.secret else ""
             self._report(path, f"expected {node.expects}, got {_got(value, node)}{hint}")
 
@@ -162,8 +167,14 @@ class TreeWalker:
             return INVALID
         return result
 
-    def _unknown(self, path: KeyPath, key: str, known: list[str]) -> None:
-        suffix = _hint(key, known, shape.homes() if self._root is None else {})
+    def _unknown(self, path: KeyPath, key: str, known: list[str], value: Any = None) -> None:
+        if isinstance(value, dict) and self._root is None and len(path) == 2 and path[0] in NAMED:
+            name = f"{path[1]}.{key}"
+            while isinstance(value, dict) and len(value) == 1 and isinstance(only := next(iter(value.values())), dict):
+                name, value = f"{name}.{next(iter(value))}", only
+            suffix = f"; a name with dots needs quotes: [{key_text((path[0], name))}]"
+        else:
+            suffix = _hint(key, known, shape.homes() if self._root is None else {})
         what = "section" if not path else "key"
         self._report((*path, key), f"unknown {what}{suffix}")
 
@@ -179,6 +190,14 @@ class TreeWalker:
 
     def _report(self, path: KeyPath, message: str) -> None:
         self.problems.append(Problem(self._file, self._line(path), key_text(path), message))
+
+
+def _converts(value: Any, node: SchemaNode) -> bool:
+    try:
+        msgspec.convert(value, node.type)
+    except msgspec.ValidationError:
+        return False
+    return not isinstance(value, dict)
 
 
 def _got(value: Any, node: SchemaNode) -> str:

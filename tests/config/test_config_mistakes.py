@@ -199,6 +199,7 @@ NAME = "; a name with other characters than letters, digits, - and _ needs quote
         ("listen 5", ""),
         ("[models.x", ""),
         ("a = 1\na = 2", ""),
+        ("path = 'a'\npath = 'b'", ""),
     ],
 )
 def test_where_quotes_are_missing_it_says_so(home: Home, text: str, advice: str) -> None:
@@ -222,6 +223,49 @@ def test_one_broken_file_hides_no_mistake_in_another_and_invents_none(home: Home
         "accelerd.toml:1:14: invalid TOML: expected ']' at the end of a table declaration",
         "accelerd.toml.d/q.toml:4: models.q.contxt: unknown key; did you mean 'context'?",
     ]
+
+
+@pytest.mark.parametrize(
+    ("table", "name"),
+    [
+        ("[models.qwen2.5]", 'models."qwen2.5"'),
+        ("[models.llama-3.1.8b]", 'models."llama-3.1.8b"'),
+        ("[routes.a.b]", 'routes."a.b"'),
+        ("[profiles.v1.0]", 'profiles."v1.0"'),
+    ],
+)
+def test_a_name_with_dots_needs_quotes(home: Home, table: str, name: str) -> None:
+    first, *_ = home.errors(f'{table}\ndescription = "x"\n')
+    assert first.endswith(f": unknown key; a name with dots needs quotes: [{name}]")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[server]\nlisten = 4000\n", "got 4000"),
+        ("[models.m]\npath = '/m'\nlora = 'x'\n", 'got "x"'),
+        ("[models.m]\npath = '/m'\nextra_args = 5\n", "got 5"),
+        ("[models.m]\npath = '/m'\nextra_args = { a = 1 }\n", "got a table"),
+    ],
+)
+def test_brackets_are_no_advice_for_what_is_no_element_either(home: Home, text: str, says: str) -> None:
+    (error,) = home.errors(text)
+    assert error.endswith(says)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ('[server]\napi_key = "geheim"\n', "key_file"),
+        ('[server]\nkeys = ["geheim"]\n', "key_file"),
+        ('[engines.llama]\nbinary = "/x"\n', "llama-server"),
+        ('[models.m]\npath = "/m"\ndevice = "cuda0"\n', "gpus"),
+    ],
+)
+def test_keys_as_other_programs_have_them(home: Home, text: str, meant: str) -> None:
+    (error,) = home.errors(text)
+    assert error.endswith(f"unknown key; did you mean '{meant}'?")
+    assert "geheim" not in error
 
 
 @pytest.mark.parametrize(
