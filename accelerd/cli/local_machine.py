@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from accelerd.base.ports import Clock, Roots
 
 if TYPE_CHECKING:
+    from accelerd.cli.connect import DaemonClient
     from accelerd.config import Config, ModelSpec, Problem
     from accelerd.devices.inventory import Inventory
     from accelerd.devices.model import Device
@@ -104,6 +105,19 @@ class LocalMachine:
         """The bytes that a model needs which cannot fit whatever else is ended; None: it can."""
         ways = self.ways(spec)
         return None if any(self.takes(need.amounts) for need in ways) else ways[0].total
+
+    def lacks(self, spec: ModelSpec, client: DaemonClient) -> int | None:
+        """As `too_big`, which may say too much: the daemon knows what the program makes of the model."""
+        from accelerd.cli.failure import Failure
+
+        needed = self.too_big(spec)
+        if needed is None:
+            return None
+        try:
+            ways = [option["amounts"] for option in client.get("fit", model=spec.name)["options"]]
+        except Failure:
+            return needed  # it does not run, or does not know the model yet
+        return None if any(map(self.takes, ways)) else sum(ways[0].values())
 
     def device_page(self) -> dict[str, Any]:
         """As GET /accelerd/v1/devices."""

@@ -371,27 +371,12 @@ def warn_of_size(context: Context, models: Sequence[NewModel]) -> None:
     here = LocalMachine(context.roots, context.clock)
     for model in models:
         spec = here.config.models.get(model.name)
-        if spec is not None and spec.path and (needed := beyond(context, here, spec)):
+        if spec is not None and spec.path and (needed := here.lacks(spec, context.client)):
             model.too_big = True
             model.notes.append(
                 f"it needs {human_size(needed)}, which this machine does not have; "
                 f"{accelctl('fit', model.name)} shows which context would fit"
             )
-
-
-def beyond(context: Context, here: LocalMachine, spec: ModelSpec) -> int | None:
-    """The bytes that a model needs which this machine does not have; None: it has them.
-
-    By its header alone that may be too much: the daemon knows what the program makes of it.
-    """
-    needed = here.too_big(spec)
-    if needed is None:
-        return None
-    try:
-        ways = [option["amounts"] for option in context.client.get("fit", model=spec.name)["options"]]
-    except Failure:
-        return needed  # it does not run, or does not know the model yet
-    return None if any(map(here.takes, ways)) else sum(ways[0].values())
 
 
 def dry_run(context: Context, models: Sequence[NewModel], skipped: Sequence[str]) -> int:
