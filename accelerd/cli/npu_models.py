@@ -55,7 +55,7 @@ def look_up(context: Context, source: str, binary: str) -> NpuModel:
         near = catalogue.similar_tags(wanted, known)
         guess = " or ".join(PREFIX + catalogue.plain_name(one) for one in near)
         unknown = no_model(wanted, (), f"did you mean {guess}?" if guess else "see: flm list")
-        unknown.message = f"FastFlowLM has no model {wanted}"
+        unknown.message = catalogue.why_absent(wanted, known) or ""
         raise unknown
     table: dict[str, Any] = {"engine": "flm", "model": tag}
     extra = {"asr": "transcription", "embed": "embeddings"}.get(known[tag].kind)

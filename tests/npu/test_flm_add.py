@@ -167,6 +167,12 @@ def test_B_doctor_says_what_flm_validate_says(daemons: DaemonFactory, flm: FlmOn
     assert found["npu-stack"]["level"] == "ok"
 
 
+def test_doctor_names_the_platform_where_flm_does(daemons: DaemonFactory, flm: FlmOnPath) -> None:
+    flm.set(version="1.0.4", platform="npu5")
+    found = checks(daemons.environment(PATH=flm.path))
+    assert found["npu"]["detail"] == "/dev/accel/accel0, 8 columns, firmware 1.1.2.64, npu5"
+
+
 @pytest.mark.parametrize(
     ("settings", "check", "detail", "fix"),
     [

@@ -236,3 +236,58 @@ async def test_what_a_model_can_be_asked_for_is_said_and_what_it_cannot(flm: Flm
     assert engine(flm).traits(spec("whisper-v3")).tasks == {"transcription"}
     assert engine(flm).traits(spec(transcription=True)).tasks == {"chat", "completions", "tools", "transcription"}
     assert engine(flm).traits(spec("embed-gemma:300m")).tasks == {"embeddings"}
+
+
+async def test_a_newer_flm_asks_for_the_driver_and_not_for_a_kernel(flm: FlmOnPath) -> None:
+    """With the DKMS package of the driver an older kernel is fine, from 1.0 on."""
+    flm.set(version="1.0.4", kernel="6.14.0-37-generic")
+    assert (await planned(flm, spec())).argv[1] == "serve"
+    flm.set(version="1.0.4", kernel="6.14.0-37-generic", drm="0.5")
+    cause, message = await refusal(flm)
+    assert cause == "refused"
+    assert "the driver amdxdna 0.5 is too old for FastFlowLM, which needs 0.6" in message
+    assert "kernel 6.14" not in message
+    flm.set(version="0.9.45", kernel="6.14.0-37-generic")
+    assert "6.17" in (await refusal(flm))[1]
+
+
+async def test_a_model_for_another_npu_is_told_from_one_that_does_not_exist(flm: FlmOnPath) -> None:
+    """The list of a newer flm has only what the NPU of this machine can run."""
+    flm.set(version="1.0.2", unlisted=["gpt-oss:20b"])
+    assert "FastFlowLM has gpt-oss:20b, but not for this NPU" in (await refusal(flm, spec("gpt-oss-20b")))[1]
+    assert "FastFlowLM has no model gpt-oss:120b" in (await refusal(flm, spec("gpt-oss:120b")))[1]
+
+
+@pytest.mark.parametrize(
+    ("tag", "least", "most"), [("gemma4-it:12b", 7e9, 12e9), ("hunyuan:0.5b", 0.5e9, 1.5e9), ("granite:tiny", 1e9, 8e9)]
+)
+async def test_of_a_model_in_no_list_the_size_is_guessed_and_said_to_be(tag: str, least: float, most: float) -> None:
+    made = Flm(FlmSettings(), environ={"PATH": "/nonexistent"})
+    (need,) = (await made.forecast(spec(tag, context=512), [NPU], ask=True)).options
+    assert least < need.parts["weights"] < most
+    assert "guessed from its name" in need.source
+    (whole,) = (await made.forecast(spec(tag, context=None), [NPU], ask=True)).options
+    assert whole.parts["kv cache"] > 0, "its length of context is not known either"
+
+
+async def test_a_listed_size_is_believed_and_a_missing_one_is_guessed(flm: FlmOnPath) -> None:
+    flm.set(without_footprint=["qwen3:4b"])
+    (need,) = (await engine(flm).forecast(spec(), [NPU], ask=True)).options
+    assert need.parts["weights"] == int(3.1e9), "as the table has it"
+    assert "guessed" not in need.source
+
+
+@pytest.mark.parametrize("arguments", [("--modelscope", "1"), ("--hf=someone/Some-Model-NPU2", "--hf-branch", "v1.0")])
+async def test_where_models_are_from_is_said_in_every_command(flm: FlmOnPath, arguments: tuple[str, ...]) -> None:
+    flm.set(version="1.0.4")
+    words = " ".join(arguments).replace("=", " ").split()
+    plan = await planned(flm, spec(extra_args=arguments))
+    assert list(plan.argv[-len(words) :]) == words
+    cause, message = await refusal(flm, spec("qwen3:8b", extra_args=arguments))
+    assert cause == "no-model"
+    assert f"run: flm pull qwen3:8b {' '.join(words)}" in message
+
+
+@pytest.mark.parametrize("arguments", [("--hf", "a b"), ("--hf-branch", "--x"), ("--modelscope", "yes"), ("--hf",)])
+async def test_a_registry_that_is_none_is_refused(flm: FlmOnPath, arguments: tuple[str, ...]) -> None:
+    assert f"extra_args {arguments[0]}" in (await refusal(flm, spec(extra_args=arguments)))[1]

@@ -97,7 +97,8 @@ async def _models(s: CheckContext, path: str) -> list[Check]:
         if tag is None:
             near = " or ".join(catalogue.similar_tags(spec.model or "", known)) or "another: flm list"
             fix = f"correct {spec.origin('model')}: {near}"
-            found.append(Check("npu-models", "fail", f"{spec.name}: FastFlowLM has no model {spec.model!r}", fix))
+            why = catalogue.why_absent(spec.model or "", known)
+            found.append(Check("npu-models", "fail", f"{spec.name}: {why}", fix))
             continue
         for one in model.parts(spec, tag).values():
             if one in known and not known[one].installed:

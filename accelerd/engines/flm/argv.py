@@ -5,6 +5,7 @@ Only certain extra arguments are allowed; accelerd sets address, model and conte
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -21,9 +22,14 @@ SOCKETS: Final = 10  # default number of connections; further ones are closed si
 SPARE: Final = 8  # additional connections: health checks, idle ones of the pool
 POWER: Final = ("default", "powersaver", "balanced", "performance", "turbo")
 # Allowed in extra_args. Each has a value.
-EXTRA: Final = ("--pmode", "--prefill-chunk-len", "--img-pre-resize", "--socket", "--q-len", "--preemption", "--cors")
+EXTRA: Final = (
+    "--pmode", "--prefill-chunk-len", "--img-pre-resize", "--socket", "--q-len", "--preemption", "--cors",
+    "--modelscope", "--hf", "--hf-branch",
+)  # fmt: skip
+REGISTRY: Final = ("--modelscope", "--hf", "--hf-branch")  # from 1.0 on: where models are from, in every command
 NUMBERS: Final = ("--prefill-chunk-len", "--img-pre-resize", "--socket", "--q-len")
 SHORT: Final = {"-r": "--img-pre-resize", "-s": "--socket", "-q": "--q-len"}
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
 BUILT_IN: Final = "built-in"
 
 
@@ -98,9 +104,16 @@ def checked(arguments: Sequence[str]) -> dict[str, str]:
             wrong = f"expected a number, not {value!r}"
         elif name == "--pmode" and value not in POWER:
             wrong = f"expected one of {', '.join(POWER)}, not {value!r}"
-        elif name in ("--preemption", "--cors") and value not in ("0", "1"):
+        elif name in ("--hf", "--hf-branch") and not NAME.fullmatch(value):
+            wrong = f"expected a name without spaces, not {value!r}"
+        elif name in ("--preemption", "--cors", "--modelscope") and value not in ("0", "1"):
             wrong = f"expected 0 or 1, not {value!r}"
         if wrong:
             fail(Cause.REFUSED, f"cannot start flm: extra_args {name}: {wrong}")
         found[name] = value
     return found
+
+
+def registry(arguments: Sequence[str]) -> list[str]:
+    """Of the extra arguments those that the command for a download takes, too."""
+    return [word for name, value in checked(arguments).items() if name in REGISTRY for word in (name, value)]

@@ -30,6 +30,7 @@ class FlmModel(Struct, frozen=True):
     labels: tuple[str, ...] = ()
     cache: int = CACHE_UNKNOWN  # bytes a token
     installed: bool | None = None  # None: unknown
+    guessed: bool = False  # … is the footprint?
 
     @property
     def kind(self) -> str:
@@ -92,15 +93,29 @@ def of_listing(entry: Mapping[str, Any]) -> FlmModel | None:
         return None
     table = KNOWN.get(tag)
     footprint, context, labels = entry.get("footprint"), entry.get("default_context_length"), entry.get("label")
-    size = int(footprint * GB) if isinstance(footprint, int | float) else table.footprint if table else 0
+    told = footprint if isinstance(footprint, int | float) else 0
     return FlmModel(
         tag,
-        size,
+        int(told * GB) if told > 0 else table.footprint if table else guessed_size(tag),
         context if isinstance(context, int) else table.context if table else 0,
         tuple(map(str, labels)) if isinstance(labels, list) else (),
         table.cache if table else CACHE_UNKNOWN,
         entry.get("installed") is True,
+        guessed=told <= 0 and table is None,
     )
+
+
+def of_name(tag: str) -> FlmModel:
+    """A model that is in no list."""
+    return FlmModel(tag, guessed_size(tag), 0, guessed=True)
+
+
+def why_absent(name: str, listed: Iterable[str]) -> str | None:
+    """Why the program's list has not what this names; None: it has. It lists what the NPU of this machine can run."""
+    if find_tag(name, listed) is not None:
+        return None
+    elsewhere = find_tag(name, KNOWN)
+    return f"FastFlowLM has {elsewhere}, but not for this NPU" if elsewhere else f"FastFlowLM has no model {name}"
 
 
 SIZE_IN_NAME: Final = re.compile(r"(?<![a-z0-9.])[ae]?(\d+(?:\.\d+)?)(b|m)(?![a-z0-9])", re.IGNORECASE)

@@ -23,7 +23,7 @@ from accelerd.devices.files import text
 from accelerd.devices.model import Device
 from accelerd.engines.base import Dialect, Endpoint, Engine, Flag, LaunchPlan, Traits, fail
 from accelerd.engines.flm import argv, catalogue, model, program, stack
-from accelerd.engines.flm.catalogue import CACHE_UNKNOWN, KNOWN, FlmModel
+from accelerd.engines.flm.catalogue import KNOWN, FlmModel
 from accelerd.engines.llama_server.engine import free_port
 from accelerd.memory.model import Forecast, MemoryRequirement
 
@@ -130,12 +130,12 @@ class Flm(Engine):
         if tag is None:
             near = catalogue.similar_tags(wanted, models)
             hint = f"did you mean {' or '.join(near)}?" if near else "see: flm list"
-            fail(Cause.NO_MODEL, f"FastFlowLM has no model {wanted!r}", hint)
+            fail(Cause.NO_MODEL, catalogue.why_absent(wanted, models) or "", hint)
         missing = [one for one in model.parts(spec, tag).values() if one in models and not models[one].installed]
         if missing:
             self._program.forget()  # so that it can be used right after the download
             here = "is not installed" if len(missing) == 1 else "are not installed"
-            command = " && ".join(f"flm pull {one}" for one in missing)
+            command = " && ".join(" ".join(("flm pull", one, *argv.registry(spec.extra_args))) for one in missing)
             fail(Cause.NO_MODEL, f"{' and '.join(missing)} {here}", f"run: {command}")
         return models[tag], []
 
@@ -143,7 +143,7 @@ class Flm(Engine):
         """The model, without running the program."""
         known = {**KNOWN, **self._known}
         tag = catalogue.tag_of(spec.model or "", known)
-        return known.get(tag) or FlmModel(tag, 0, 0, (), CACHE_UNKNOWN)
+        return known.get(tag) or catalogue.of_name(tag)
 
     async def forecast(self, spec: ModelSpec, devices: Sequence[Device], *, ask: bool) -> Forecast:
         """Main memory and NPU contexts. Never raises. `ask`: the program may be run."""

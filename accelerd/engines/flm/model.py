@@ -17,6 +17,7 @@ from accelerd.engines.flm.catalogue import EMBEDDER, KNOWN, WHISPER, FlmModel, m
 from accelerd.memory.model import RAM, Claim, MemoryRequirement
 
 LEAST_CONTEXT: Final = 512
+USUAL_CONTEXT: Final = 8192  # tokens, of a model that tells nothing
 MIB: Final = 1 << 20
 BESIDE: Final = 256 * MIB  # buffers and the program
 FAMILY: Final = "flm"
@@ -133,11 +134,9 @@ def need(spec: ModelSpec, known: FlmModel, devices: Sequence[Device]) -> MemoryR
         source = f"declared: {spec.origin('memory')}"
         return MemoryRequirement({RAM: spec.memory}, source, on, claims=claims, declared=True)
     amounts = sizes(spec, known)
-    source = (
-        "estimated from FastFlowLM's list of models"
-        if known.footprint
-        else f"unknown: {known.tag} is in no list of models"
-    )
+    source = "estimated from FastFlowLM's list of models"
+    if known.guessed:
+        source = f"guessed from its name: no list of models has the size of {known.tag}"
     return MemoryRequirement({RAM: sum(amounts.values())}, source, on, {RAM: amounts}, claims)
 
 
@@ -145,7 +144,7 @@ def sizes(spec: ModelSpec, known: FlmModel) -> dict[str, int]:
     """Bytes: "weights", "kv cache", "compute"."""
     found = parts(spec, known.tag)
     weights = sum((known if kind == "llm" else KNOWN[tag]).footprint for kind, tag in found.items())
-    tokens = context_of(spec.tokens) if spec.tokens is not None else known.context
+    tokens = context_of(spec.tokens) if spec.tokens is not None else known.context or USUAL_CONTEXT
     cache = known.cache * tokens if "llm" in found else 0
     return {"weights": weights, "kv cache": cache, "compute": BESIDE} if weights else {}
 

@@ -39,7 +39,7 @@ def troubles(report: Mapping[str, Any], *, command_line: str = "", lockable: int
         return []
     found: list[NpuTrouble] = []
     driver = str(report.get("drm_version") or "")
-    if report.get("kernel_ok") is False and not driver:
+    if report.get("kernel_ok") is False and not driver:  # up to 0.9.45; newer ones look at the driver only
         text = f"the kernel {report.get('kernel', '')} is too old for FastFlowLM, which needs 6.17 (7.0 is better)"
         return [NpuTrouble("kernel", " ".join(text.split()), "install a newer kernel and reboot")]
     if report.get("amd_device_found") is False:
@@ -49,7 +49,7 @@ def troubles(report: Mapping[str, Any], *, command_line: str = "", lockable: int
         return [
             NpuTrouble("device", text, "load the driver amdxdna; run: sudo usermod -aG render $USER, then log in again")
         ]
-    if report.get("kernel_ok") is False:
+    if report.get("kernel_ok") is False or report.get("npu_driver_ok") is False:
         text = f"the driver amdxdna {driver} is too old for FastFlowLM, which needs 0.6"
         found.append(NpuTrouble("driver", text, "install a newer kernel or the DKMS package of amdxdna, and reboot"))
     for device in _devices(report):
@@ -69,9 +69,11 @@ def troubles(report: Mapping[str, Any], *, command_line: str = "", lockable: int
 
 
 def devices(report: Mapping[str, Any]) -> list[str]:
-    """The NPUs that it reports: "/dev/accel/accel0, 8 columns, firmware 1.1.2.64"."""
+    """The NPUs that it reports: "/dev/accel/accel0, 8 columns, firmware 1.1.2.64", and what newer ones call them."""
+    platform = report.get("npu_platform")
+    called = f", {platform}" if isinstance(platform, str) and platform else ""
     return [
-        f"{device.get('device')}, {device.get('cols', '?')} columns, firmware {_firmware(device)}"
+        f"{device.get('device')}, {device.get('cols', '?')} columns, firmware {_firmware(device)}{called}"
         for device in _devices(report)
     ]
 
