@@ -526,9 +526,7 @@ class LemonadeSettings:
         "The program: a name in PATH, or a path. Default: lemond, or lemonade-server if there is no lemond.",
     )
     download_backends: bool = key(
-        bool,
-        False,
-        "Let the server that accelerd runs download programs that it lacks, such as whisper.cpp.",
+        bool, False, "Let the server that accelerd runs download programs that it lacks, such as whisper.cpp."
     )
     url: str | None = key(
         toml.ServerUrl,
