@@ -142,7 +142,8 @@ def test_a_model_that_shall_always_be_there_is_given_up_after_three(service: Con
     service.start()
     figures = []
     for _ in range(3):
-        seen = service.wait_state("unit", "ready")
+        service.wait_state("unit", "ready")
+        seen = eventually(lambda: (now := service.status("unit"))["pid"] and now, "its process is known")
         figures.append(seen["memory"] // MIB)
         service.manager.run(["kill", "-KILL", str(seen["pid"])])
         eventually(lambda pid=seen["pid"]: service.status("unit")["pid"] != pid, "its end is seen")
