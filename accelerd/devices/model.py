@@ -78,8 +78,13 @@ def room(device: Device) -> int:
     return pools.get("unified", 0) if device.unified else pools.get("vram", max(pools.values(), default=0))
 
 
+def runs_no_model(device: Device) -> bool:
+    """Is it a render node of another driver, such as a virtual machine's, or one without hardware?"""
+    return device.kind == "gpu" and device.driver is not None and device.driver not in COMPUTE
+
+
 def computes(device: Device) -> bool:
-    """Is it a GPU that can run models? Others have render nodes, too: of virtual machines, and without hardware."""
+    """Is it a GPU that can run models now?"""
     blocked = device.problem is not None or any(trouble.blocks for trouble in device.troubles)
     return device.kind == "gpu" and device.driver in COMPUTE and not blocked
 

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ConfigApplied
 from accelerd.devices.fdinfo import MemoryHolder
-from accelerd.devices.model import Device, MemoryPool
+from accelerd.devices.model import Device, MemoryPool, runs_no_model
 from accelerd.devices.observer import DeviceObserver, DeviceStatus
 from accelerd.devices.readings import Readings
 from accelerd.memory.model import RAM, ForeignUser, MemorySnapshot, Pool
@@ -107,7 +107,7 @@ class Meter:
     def look(self, devices: Iterable[Device], processes: Mapping[int, Sequence[int]]) -> MemorySnapshot:
         """`processes`: the live processes of every instance."""
         now = self._clock.monotonic()
-        others_than_cpu = [device for device in devices if device.kind != "cpu"]
+        others_than_cpu = [device for device in devices if device.kind != "cpu" and not runs_no_model(device)]
         owners = {pid: instance for instance, pids in processes.items() for pid in pids}
         main = read_main_memory(self._roots)
         looks = self._observer.memory(others_than_cpu, owners)

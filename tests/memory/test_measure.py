@@ -153,6 +153,13 @@ def test_a_driver_that_tells_no_sizes_makes_no_pool(tmp_path: Path) -> None:
     assert seen.used == {1: {RAM: GIB}}
 
 
+def test_nodes_that_run_no_model_are_not_missed(tmp_path: Path) -> None:
+    m = Machine(tmp_path, ARC)
+    virtual = Device("gpu", "1af4:1050", driver="virtio-pci", slot="0000:00:01.0")
+    m.meter.look([ARC, virtual, Device("gpu", "renderD130", driver="vgem")], {})
+    assert list(m.meter.untold) == [ARC.id]
+
+
 @pytest.mark.parametrize("driver", ["amdxdna_accel_driver", "amdxdna"])
 def test_an_npu_has_no_memory_of_its_own(tmp_path: Path, driver: str) -> None:
     m = Machine(tmp_path, NPU)
