@@ -22,6 +22,7 @@ from accelerd.base.errors import AccelError
 from accelerd.base.events import DaemonState, DaemonStateChanged, DegradationChanged
 from accelerd.base.ports import Roots
 from accelerd.config import Config, ConfigErrors, Problem, check, diff
+from accelerd.config.load import vanished
 from accelerd.config.model import ConfigApplied
 from accelerd.config.problems import first_error
 from accelerd.control.api import ControlApi
@@ -206,8 +207,7 @@ class Daemon:
                 self._parts.notifier.ready(self.status())
 
     async def _reload(self) -> dict[str, list[str]]:
-        roots = self._parts.roots
-        config, problems = await asyncio.to_thread(check, roots.config_file, roots.home)
+        config, problems = await asyncio.to_thread(self._on_disk)
         if config is None:
             self._problems = problems
             self._mention_errors()
@@ -216,7 +216,7 @@ class Daemon:
             keys = await asyncio.to_thread(read_keys_of, config)
             await self._listen(config)
         except AccelError as error:  # there is no mistake in the files, yet what they say cannot be
-            self._problems = [Problem(roots.config_file.name, None, "server", error.message), *problems]
+            self._problems = [Problem(self._parts.roots.config_file.name, None, "server", error.message), *problems]
             self._mention_errors()
             raise
         changes = diff(self._config, config)
@@ -382,9 +382,15 @@ class Daemon:
 
     async def problems(self) -> Sequence[Problem]:
         """Of the configuration as it is on disk now."""
+        return (await asyncio.to_thread(self._on_disk))[1]
+
+    def _on_disk(self) -> tuple[Config | None, list[Problem]]:
+        """What the files say now. That one is gone says nothing: a disk, or whoever writes it anew, may be slow."""
         roots = self._parts.roots
-        _, problems = await asyncio.to_thread(check, roots.config_file, roots.home)
-        return problems
+        config, problems = check(roots.config_file, roots.home)
+        if config is not None and (gone := vanished(self._config, config, roots.config_file)):
+            return None, [gone, *problems]
+        return config, problems
 
 
 def collect_garbage() -> None:

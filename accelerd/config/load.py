@@ -129,6 +129,18 @@ def read(config_file: Path) -> list[Source]:
     return sources
 
 
+def vanished(before: Config, now: Config, config_file: Path) -> Problem | None:
+    """What was read before and is not there any more, the main file or the folder of drop-ins."""
+    for place in (config_file, dropin_dir(config_file)):
+        there = [
+            {file for file in config.files if place in (Path(file), Path(file).parent)} for config in (before, now)
+        ]
+        if there[0] and not there[1] and not _exists(place):
+            text = f"{place} is gone: the configuration stays as it is; bring it back"
+            return Problem(place.name, None, "", f"{text}, or leave an empty one there if it is to have nothing in it")
+    return None
+
+
 def parse(source: Source) -> tuple[dict[str, Any] | None, Problem | None]:
     """The file's nested tables, or the syntax error."""
     if source.text is None:

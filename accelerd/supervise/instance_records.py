@@ -140,6 +140,8 @@ class RecordStore:
     def read_all(self) -> list[StoredInstance]:
         """All that can be read; what cannot is set aside for a person to look at, and logged."""
         found = []
+        if os.path.lexists(self._folder) and (self._folder.is_symlink() or not self._folder.is_dir()):
+            self._set_aside(self._folder, AtomicFile(self._folder), NotADirectoryError("it is not a directory"))
         with suppress(FileNotFoundError):
             for path in sorted(self._folder.glob("*.json")):
                 stored = self._read(path)

@@ -65,6 +65,32 @@ def test_a_broken_file_at_a_reload_by_control(daemons: DaemonFactory, site: Site
     assert daemon.chat("m").status == 200
 
 
+def test_a_configuration_that_is_gone_is_none_that_is_empty(daemons: DaemonFactory, site: Site) -> None:
+    """The main file, the folder of drop-ins, and both with the directory above them."""
+    daemon = daemons.start(site.model("a"))
+    dropins = Path(f"{daemon.config}.d")
+    dropins.mkdir(mode=0o700)
+    (dropins / "b.toml").write_text(site.model("b"))
+    assert daemon.control("POST", "reload").json()["added"] == ["b"]
+    for gone in (daemon.config, dropins, daemon.config.parent):
+        away = gone.with_name("away")
+        gone.rename(away)
+        refused = daemon.control("POST", "reload")
+        assert refused.status == 422
+        assert f"{dropins if gone == dropins else daemon.config} is gone" in refused.body.decode()
+        assert f"{gone.name if gone != daemon.config.parent else daemon.config.name}: " in daemon.status()["status"]
+        assert [model["name"] for model in daemon.status()["models"]] == ["a", "b"]
+        away.rename(gone)
+        assert daemon.control("POST", "reload").json()["unchanged"] == ["a", "b"]
+    # What is meant can be said: files are taken out of the folder, and a file may be empty.
+    (dropins / "b.toml").unlink()
+    assert daemon.control("POST", "reload").json()["removed"] == ["b"]
+    dropins.rmdir()
+    assert daemon.control("POST", "reload").status == 200
+    daemon.configure("")
+    assert daemon.control("POST", "reload").json()["removed"] == ["a"]
+
+
 def test_streams_go_on_while_models_are_kept_replaced_and_removed(daemons: DaemonFactory, site: Site) -> None:
     def toml(names: str, **changed: object) -> str:
         return QUICK + "".join(site.model(name, "ok", STREAM, **(changed if name in "bd" else {})) for name in names)

@@ -164,6 +164,27 @@ def test_a_write_that_really_fails_in_the_middle_leaves_the_old_record(store: Re
     assert os.listdir(tmp_path / "instances") == ["1-aa.json"]
 
 
+@pytest.mark.parametrize("how", ["file", "link", "fifo", "dangling"])
+def test_what_lies_in_the_place_of_the_folder_is_set_aside(
+    store: RecordStore, tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, elsewhere = tmp_path / "instances", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    make = {
+        "file": lambda: folder.write_text("precious"),
+        "link": lambda: folder.symlink_to(elsewhere),
+        "fifo": lambda: os.mkfifo(folder),
+        "dangling": lambda: folder.symlink_to(tmp_path / "nothing"),
+    }
+    make[how]()
+    assert store.read_all() == []
+    assert f"{folder}: it is not a directory; kept as instances.corrupt-1" in caplog.text
+    assert os.path.lexists(tmp_path / "instances.corrupt-1")
+    store.write(record())
+    assert store.read_all() == [record()]
+    assert os.listdir(elsewhere) == []
+
+
 def test_links_and_fifos_are_not_followed(store: RecordStore, tmp_path: Path) -> None:
     store.write(record())
     folder = tmp_path / "instances"
