@@ -1,4 +1,5 @@
-"""The configuration as the rest of the program sees it, and the declaration of every key of accelerd.toml.
+"""The configuration as the rest of the program sees it, and the declaration of every key of accelerd.toml but those of
+config/machine_settings.py.
 
 Each field that `key` declares is a key of the file; its type, range, description and default are written here and
 nowhere else. Times are in seconds, sizes in bytes. Pure data: `config.load` fills it; the other rooms read it.
@@ -16,6 +17,7 @@ from msgspec import Struct
 from accelerd.config import values as toml
 from accelerd.config.keys import about, array, described, key, launch_fields, named, table
 from accelerd.config.lora import ADAPTERS, LoraAdapter, adapter_tables
+from accelerd.config.machine_settings import DesktopSettings, MemorySettings, PerformanceSettings
 from accelerd.config.problems import Source
 
 
@@ -425,81 +427,6 @@ class SchedulerSettings:
 
 
 @dataclass(frozen=True)
-class MemorySettings:
-    """How much memory is kept free for other programs, and when models are unloaded for them."""
-
-    reserve: int | None = key(
-        toml.Reserve, None, 'Main memory to keep free of models; "auto" is a tenth of it, from 512 MiB to 8 GiB.'
-    )
-    gpu_reserve: int = key(toml.Size, 256 << 20, "Memory of each GPU to keep free of models.")
-    yield_on: tuple[toml.YieldSignal, ...] = key(
-        array(toml.YieldSignal),
-        ("gamemode",),
-        'Free the GPUs, as `accelctl yield` does, while a game uses GameMode ("gamemode") or before the system sleeps '
-        '("sleep").',
-    )
-    soft_grace: float = key(
-        toml.DurationOrZero,
-        1.0,
-        "How long other programs can use part of the reserve before idle models are unloaded. If they use half of it, "
-        "models are unloaded at once.",
-    )
-
-
-@dataclass(frozen=True)
-class DevicePerformanceSettings:
-    """One GPU."""
-
-    policy: toml.LevelPolicy | None = key(toml.LevelPolicy, None, "As in [performance], for this GPU.")
-
-
-@dataclass(frozen=True)
-class PerformanceSettings:
-    """When an integrated GPU runs at its highest clocks."""
-
-    policy: toml.LevelPolicy = key(
-        toml.LevelPolicy,
-        "busy",
-        'When the performance level of an integrated GPU is set to "high": while a model on it is in use, always, or '
-        "never. Dedicated cards are not changed.",
-    )
-    hold_time: float = key(toml.DurationOrZero, 10.0, "How long the level stays high after the last request.")
-    # PCI slot → policy
-    devices: dict[str, toml.LevelPolicy] = key(
-        named(toml.Slot, table(DevicePerformanceSettings)), {}, "GPUs with their own policy, by PCI slot."
-    )
-
-
-@dataclass(frozen=True)
-class DesktopSettings:
-    """How accelerd reacts to sleep and battery power, and whether it shows notifications."""
-
-    delay_sleep: bool = key(
-        bool,
-        True,
-        "Delay system sleep, as long as logind allows, until requests have finished and the memory that "
-        "memory.yield_on selects is free.",
-    )
-    on_battery: toml.BatteryPolicy = key(
-        toml.BatteryPolicy,
-        "save",
-        'On battery or with the power profile "power-saver": "save" loads models only for requests and unloads them '
-        'after battery_idle_timeout; "ignore" changes nothing.',
-    )
-    battery_idle_timeout: float = key(
-        toml.Duration,
-        60.0,
-        "On battery, unload a model after this time without requests, unless its idle_timeout is shorter.",
-    )
-    notify: bool = key(
-        bool,
-        True,
-        "Show desktop notifications about important events: a model has failed permanently, memory is not released, a "
-        "device was removed.",
-    )
-
-
-@dataclass(frozen=True)
 class LlamaServerSettings:
     """llama.cpp's llama-server."""
 
@@ -559,9 +486,9 @@ class Config:
 
     server: ServerSettings = ServerSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
-    memory: MemorySettings = MemorySettings()
-    performance: PerformanceSettings = PerformanceSettings()
-    desktop: DesktopSettings = DesktopSettings()
+    memory: MemorySettings = MemorySettings()  # noqa: RUF009  (frozen)
+    performance: PerformanceSettings = PerformanceSettings()  # noqa: RUF009  (frozen)
+    desktop: DesktopSettings = DesktopSettings()  # noqa: RUF009  (frozen)
     llama_server: LlamaServerSettings = LlamaServerSettings()
     flm: FlmSettings = FlmSettings()
     lemonade: LemonadeSettings = LemonadeSettings()

@@ -14,7 +14,7 @@ from typing import Final
 from msgspec import Struct, field
 
 from accelerd.base.sizes import human_size
-from accelerd.config.model import MemorySettings
+from accelerd.config.machine_settings import MemorySettings
 from accelerd.memory.ledger import Balance, PoolHolding
 from accelerd.memory.model import RAM, MemorySnapshot, Stall
 

@@ -13,7 +13,8 @@ from msgspec import Struct
 
 from accelerd.base import names
 from accelerd.base.events import EventStream
-from accelerd.config.model import ConfigApplied, DesktopSettings, ModelSpec
+from accelerd.config.machine_settings import DesktopSettings
+from accelerd.config.model import ConfigApplied, ModelSpec
 from accelerd.system.dbus.properties import PropertyWatch
 from accelerd.system.records import NOTICE, event
 

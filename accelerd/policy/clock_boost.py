@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from accelerd.base.events import EventStream
-from accelerd.config.model import ConfigApplied, ModelSpec, PerformanceSettings
+from accelerd.config.machine_settings import PerformanceSettings
+from accelerd.config.model import ConfigApplied, ModelSpec
 from accelerd.devices.current_devices import DevicesChanged
 from accelerd.devices.keeper import LevelKeeper
 from accelerd.devices.level import LevelRules

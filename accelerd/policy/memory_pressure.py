@@ -10,7 +10,8 @@ import logging
 from accelerd.base import names
 from accelerd.base.events import EventStream
 from accelerd.base.ports import Clock
-from accelerd.config.model import ConfigApplied, MemorySettings
+from accelerd.config.machine_settings import MemorySettings
+from accelerd.config.model import ConfigApplied
 from accelerd.memory.model import MemorySnapshot
 from accelerd.memory.pressure import Pressure
 from accelerd.scheduler.memory_events import MemoryEvents

@@ -6,7 +6,7 @@ import pytest
 from config_home import Home
 
 from accelerd.config import Config, diff
-from accelerd.config.model import DesktopSettings
+from accelerd.config.machine_settings import DesktopSettings
 from accelerd.config.show import show
 
 

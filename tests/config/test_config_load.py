@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from accelerd.config import Config
-from accelerd.config.model import ModelSpec, Origin, PerformanceSettings, Sampling
+from accelerd.config.machine_settings import PerformanceSettings
+from accelerd.config.model import ModelSpec, Origin, Sampling
 
 
 def test_every_setting_arrives_in_the_units_of_the_program(home: Home) -> None:

@@ -17,14 +17,8 @@ from hypothesis import strategies as st
 
 from accelerd.config import Config, json_schema, show, show_dict
 from accelerd.config.lora import LoraAdapter
-from accelerd.config.model import (
-    LlamaServerSettings,
-    ModelSpec,
-    PerformanceSettings,
-    Sampling,
-    SchedulerSettings,
-    ServerSettings,
-)
+from accelerd.config.machine_settings import PerformanceSettings
+from accelerd.config.model import LlamaServerSettings, ModelSpec, Sampling, SchedulerSettings, ServerSettings
 from accelerd.config.problems import Source
 from accelerd.config.show import toml
 

@@ -14,7 +14,8 @@ import pytest
 
 from accelerd.base.events import EventStream
 from accelerd.base.ports import SystemClock
-from accelerd.config.model import Config, ConfigApplied, ModelSpec, PerformanceSettings
+from accelerd.config.machine_settings import PerformanceSettings
+from accelerd.config.model import Config, ConfigApplied, ModelSpec
 from accelerd.devices.current_devices import DevicesChanged
 from accelerd.devices.keeper import LevelKeeper, read_level
 from accelerd.devices.level import LevelReading, LevelRules

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from accelerd.config.model import MemorySettings
+from accelerd.config.machine_settings import MemorySettings
 from accelerd.memory.ledger import Holding, Ledger, Phase
 from accelerd.memory.model import RAM, ForeignUser, MemorySnapshot, Pool, Stall
 from accelerd.memory.pressure import Pressure, RoomOrder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from accelerd.config.model import MemorySettings
+from accelerd.config.machine_settings import MemorySettings
 from accelerd.memory.ledger import Balance, PoolHolding
 from accelerd.memory.model import RAM, ForeignUser, MemorySnapshot, Pool, Stall
 from accelerd.memory.pressure import EFFECT, Pressure, RoomOrder

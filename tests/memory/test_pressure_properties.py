@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accelerd.config.model import MemorySettings
+from accelerd.config.machine_settings import MemorySettings
 from accelerd.memory.model import RAM, Pool, Stall
 from accelerd.memory.pressure import EFFECT
 from tests.memory.pressure_world import GIB, GPU, Model, World, card, ram, unified

@@ -12,7 +12,8 @@ from msgspec import structs
 
 from accelerd.base.events import EventStream
 from accelerd.base.exits import Cause, Exit
-from accelerd.config.model import Config, ConfigApplied, DesktopSettings, MemorySettings, ModelSpec
+from accelerd.config.machine_settings import DesktopSettings, MemorySettings
+from accelerd.config.model import Config, ConfigApplied, ModelSpec
 from accelerd.devices.current_devices import DevicesChanged
 from accelerd.devices.model import Device
 from accelerd.memory.model import Forecast, in_ram

@@ -9,7 +9,8 @@ import pytest
 
 from accelerd.base import names
 from accelerd.base.events import EventStream
-from accelerd.config.model import Config, ConfigApplied, MemorySettings
+from accelerd.config.machine_settings import MemorySettings
+from accelerd.config.model import Config, ConfigApplied
 from accelerd.memory.ledger import Holding, Ledger
 from accelerd.memory.model import RAM, MemorySnapshot, Pool
 from accelerd.policy.memory_pressure import MemoryPressureRelief

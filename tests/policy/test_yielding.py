@@ -11,7 +11,8 @@ from typing import Any, Literal
 import pytest
 
 from accelerd.base.events import EventStream
-from accelerd.config.model import Config, ConfigApplied, MemorySettings
+from accelerd.config.machine_settings import MemorySettings
+from accelerd.config.model import Config, ConfigApplied
 from accelerd.devices.current_devices import DevicesChanged
 from accelerd.devices.model import Device
 from accelerd.policy.yielding import Yielding, YieldReason, YieldReport, boot_id, gpu_pools

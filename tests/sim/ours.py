@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from accelerd.base.errors import AccelError
 from accelerd.base.events import EventStream
 from accelerd.base.exits import Cause, Exit
-from accelerd.config.model import MemorySettings, ModelSpec, SchedulerSettings
+from accelerd.config.machine_settings import MemorySettings
+from accelerd.config.model import ModelSpec, SchedulerSettings
 from accelerd.engines.base import Endpoint
 from accelerd.memory.model import RAM, Claim, Forecast, MemoryRequirement, MemorySnapshot, Pool
 from accelerd.memory.pressure import Pressure
