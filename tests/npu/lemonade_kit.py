@@ -165,15 +165,22 @@ class LemonadeBench:
 class Foreign:
     """A Lemonade Server of somebody else, that runs already."""
 
-    def __init__(self, standin: Standin, *, key: str = "", max_loaded: int = 1) -> None:
+    def __init__(
+        self, standin: Standin, *, key: str = "", max_loaded: int = 1, program: str = "", **settings: Any
+    ) -> None:
+        """`program`: another than the stand-in; `settings`: of its config.json."""
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.key = key
         cache = standin.home / "foreign"
         cache.mkdir()
-        (cache / "config.json").write_text(json.dumps({"max_loaded_models": max_loaded}))
+        (cache / "config.json").write_text(json.dumps({"max_loaded_models": max_loaded, **settings}))
+        registered = standin.home / ".config/lemonade/user_models.json"
+        if registered.exists():
+            shutil.copy(registered, cache)
         env = {"PATH": standin.path, "HOME": str(standin.home), **({"LEMONADE_API_KEY": key} if key else {})}
-        argv = [sys.executable, str(STANDINS / "lemond"), str(cache), "--port", str(self.port)]
+        command = [program] if program else [sys.executable, str(STANDINS / "lemond")]
+        argv = [*command, str(cache), "--port", str(self.port)]
         self.process = subprocess.Popen(argv, env=env, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
         eventually(self._answers, "somebody's Lemonade Server")
 

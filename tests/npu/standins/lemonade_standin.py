@@ -134,8 +134,9 @@ class Backend:
 class Router:
     """What is loaded. `lock` is held while something is thrown out, and then nobody is answered."""
 
-    def __init__(self, version: str, config: dict[str, Any]) -> None:
-        self.version, self.config = version, config
+    def __init__(self, version: str, config: dict[str, Any], registered: dict[str, Any]) -> None:
+        """`registered`: user_models.json, of GGUF files on this machine."""
+        self.version, self.config, self.registered = version, config, registered
         self.lock = threading.RLock()
         self.loading = threading.Lock()
         self.loaded: list[Backend] = []
@@ -147,13 +148,14 @@ class Router:
         base = {"downloaded": True, "checkpoint": "", "labels": [], "recipe": "llamacpp", "size": 1.0}
         found = {name: {**base, **one, **changed.get(name, {})} for name, one in MODELS.items()}
         found |= {name: {**base, **one} for name, one in changed.items() if name not in MODELS}
+        found |= {name: {**base, "size": 0.0, **one} for name, one in self.registered.items()}
         for name, one in found.items():
             one["checkpoint"] = one["checkpoint"] or f"maker/{name}"
             one["downloaded"] = one["downloaded"] or name in self.downloaded
         return found
 
     def find(self, name: str) -> Backend | None:
-        return next((one for one in self.loaded if one.model == name and self._shown(one)), None)
+        return next((one for one in self.loaded if one.model == name.removeprefix("user.") and self._shown(one)), None)
 
     def _shown(self, one: Backend) -> bool:
         """From 10.8 on it does not list what has died."""
@@ -252,6 +254,7 @@ class Router:
         self.loaded.remove(one)
 
     def unload(self, name: str) -> None:
+        name = name.removeprefix("user.")
         with self.loading, self.lock:  # while it loads, it does not unload
             there = [one for one in self.loaded if name in ("", one.model)]
             if name and not there:
@@ -277,7 +280,8 @@ class Router:
             health = "/api/tags"
         else:
             program = self._llama_server() if known["recipe"] == "llamacpp" else str(HERE / "llama-server")
-            command = [program, "-m", f"/models/{name}.gguf", "--ctx-size", str(options.get("ctx_size", -1))]
+            file = known["checkpoint"] if known["checkpoint"].startswith("/") else f"/models/{name}.gguf"
+            command = [program, "-m", file, "--ctx-size", str(options.get("ctx_size", -1))]
             command += ["--port", str(port), "--jinja", *(["--metrics"] if release(self.version) >= (10, 7) else [])]
             labels = {"embeddings": "--embeddings", "reranking": "--reranking"}
             command += [labels[label] for label in known["labels"] if label in labels]
@@ -491,14 +495,14 @@ def free_port(first: int = 8001) -> int:
     raise RuntimeError("no free port")
 
 
-def serve(version: str, config: dict[str, Any]) -> int:
+def serve(version: str, config: dict[str, Any], registered: dict[str, Any] | None = None) -> int:
     """Until it is told to end; its exit status."""
     said = settings()
     if said["start_fails"]:
         print(said["start_fails"], flush=True)
         return 1
     time.sleep(said["start_seconds"])
-    router = Router(version, config)
+    router = Router(version, config, registered or {})
     stopping = threading.Event()
     Handler.router, Handler.key, Handler.stop = router, os.environ.get("LEMONADE_API_KEY", ""), stopping.set
     for number in (signal.SIGTERM, signal.SIGINT):
