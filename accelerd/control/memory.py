@@ -81,6 +81,7 @@ class Build(msgspec.Struct):
     """The program that runs models, as accelerd's own environment has it."""
 
     engine: str
+    program: str  # its path
     version: str
     backend: str  # what computes: "cpu", "radv", "cuda", …; "": not known
     options: list[str]  # all names that it knows
@@ -181,7 +182,7 @@ async def build(parts: ControlParts, request: BuildRequest) -> Build:
     """The engine's program that would run a model."""
     spec = parts.find(request.model).spec if request.model is not None else ModelSpec("a model")
     found = await parts.model_info.build(spec)
-    return Build(found.engine, found.version, found.backend, sorted(found.options))
+    return Build(found.engine, found.program, found.version, found.backend, sorted(found.options))
 
 
 def _entry(entry: LearnedRecord) -> LearnedEntry:

@@ -156,6 +156,7 @@ class EngineBuild(Struct, frozen=True):
     backend: str  # "radv", "amdvlk", "vulkan", "rocm", "cuda", "sycl", "metal", "cpu"; "": unknown
     options: frozenset[str]  # all names of its options
     image: str = ""  # of the container that it runs in
+    program: str = ""  # its path
 
 
 class TuningAdvice(Struct, frozen=True):

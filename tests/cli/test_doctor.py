@@ -22,7 +22,7 @@ from accelerd.devices.udev import PciFunction, UdevDevice
 
 from .conftest import Ctl
 from .doctor_kit import FakePrograms, forget, levels, machine, only, program
-from .fake_daemon import FakeDaemon
+from .fake_daemon import FakeDaemon, Reply, error
 from .test_config import gguf
 
 
@@ -233,6 +233,18 @@ def test_swap(here: CheckContext) -> None:
         assert (check.level, words in check.detail) == (level, True)
     used, total = CheckContext(here.roots, here.env, here.client, here.programs).swap()
     assert 0 <= used <= total
+
+
+def test_the_llama_server_is_that_of_the_daemon(here: CheckContext, ctl: Ctl, daemon: FakeDaemon) -> None:
+    """What this shell would find, or its variables show, is not what runs."""
+    ctl.configure('[engines.llama-server]\nbinary = "only-the-service-has-it"\n')
+    assert only(engine.programs(here)).level == "fail"
+    build = {"engine": "llama-server", "program": "/opt/vk/llama-server", "version": "7", "backend": "radv"}
+    daemon.answers["GET build"] = Reply({**build, "options": ["--model"]})
+    check = only(engine.programs(here))
+    assert (check.level, check.detail) == ("ok", "/opt/vk/llama-server, 7, for radv")
+    daemon.answers["GET build"] = error(503, "model_failed", "cannot find the program no-such-server")
+    assert only(engine.programs(here)).detail == "cannot find the program no-such-server"
 
 
 def test_memory_unknown(here: CheckContext) -> None:

@@ -124,7 +124,13 @@ def test_the_program_is_the_daemons_and_not_that_of_this_shell(
         f'[rules.mine]\nwhen = {{ backend = "{backend}" }}\nset = {{ ubatch = 64 }}\nsource = "I"\nreason = "I say"\n'
     )
     ctl.configure("").with_name("tuning.toml").write_text(rule)
-    build = {"engine": "llama-server", "version": "7", "backend": backend, "options": ["--load-mode"]}
+    build = {
+        "engine": "llama-server",
+        "program": "/opt/llama-server",
+        "version": "7",
+        "backend": backend,
+        "options": ["--load-mode"],
+    }
     daemon.answers |= {"GET memory": Reply(pools()), "GET build": Reply(build)}
     found = json.loads(ctl("fit", str(small(models)), "--json").out)
     assert found["settings"]["ubatch"] == 64

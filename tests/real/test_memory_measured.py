@@ -78,7 +78,7 @@ class Scene:
     async def one_look(self, instance: int) -> int:
         """The bytes that one look says, which is within 5 % of what the kernel says of the process.
 
-        What the process takes and gives back between our two questions to the kernel is in the look alone: another look.
+        What the process takes and gives back between our two questions to the kernel is in the look alone: look again.
         """
         for _ in range(5):
             before = self.own_share(instance)

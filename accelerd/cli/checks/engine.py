@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from accelerd.base.errors import AccelError
 from accelerd.base.names import accelctl
 from accelerd.cli.checks.base import Check, CheckContext
 from accelerd.cli.commands.remove import is_own, own_dropin
+from accelerd.cli.engine_program import program_of
 from accelerd.cli.text import count, printable
 from accelerd.config.model import ModelSpec
 from accelerd.devices.model import usable
+from accelerd.engines.base import EngineBuild
 from accelerd.estimate.model_kind import identify
 
 GPU_BUILD = "{} --vulkan builds one that uses the GPU, docs/gpu.md shows other ways"
@@ -75,17 +75,20 @@ def programs(s: CheckContext) -> Iterator[Check]:
         yield program(s, spec)
 
 
+def build_of(s: CheckContext, spec: ModelSpec) -> EngineBuild:
+    """The program that would run the model. AccelError."""
+    known = spec.name in s.config.models
+    return program_of(spec, s.client, s.config.llama_server, s.env, s.roots.cache, configured=known)
+
+
 def program(s: CheckContext, spec: ModelSpec) -> Check:
     """Does it run, is it llama-server, does it use the GPU that is there?"""
-    from accelerd.engines.llama_server.engine import LlamaServer
-
-    engine = LlamaServer(s.config.llama_server, environ=s.env)
     try:
-        found = asyncio.run(engine.settle(replace(spec, path=None, model=None, mmproj=None, draft_model=None, lora=())))
+        build = build_of(s, spec)
     except AccelError as error:
         hint = s.checkout_tool("build-llama-server") or error.hint
         return Check("llama-server", "fail", printable(error.problem), hint)
-    build, path = found.build, found.program.path
+    path = build.program
     if "--model" not in build.options:
         fix = s.checkout_tool("build-llama-server") or "set `binary` under [engines.llama-server]"
         return Check("llama-server", "fail", f"{path} is not llama-server: its --help lists no option --model", fix)

@@ -6,15 +6,13 @@ source and when it was read there.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Final
 
 from accelerd.base.errors import AccelError
 from accelerd.base.sizes import human_size
 from accelerd.cli.checks.base import Check, CheckContext
-from accelerd.cli.checks.engine import ON_THE_HOST
+from accelerd.cli.checks.engine import ON_THE_HOST, build_of
 from accelerd.config.model import ModelSpec
 from accelerd.devices.host import Host, read_host
 from accelerd.devices.model import Device, usable
@@ -95,18 +93,15 @@ def tuned(s: CheckContext) -> Check:
 
 def rocm_builds(s: CheckContext) -> Iterator[Check]:
     """Builds of this machine that lack what container images have, on the integrated GPUs that need it."""
-    from accelerd.engines.llama_server.engine import LlamaServer
-
     gpu = next((device for device in usable(s.devices) if device.gfx in ("gfx1151", "gfx1035")), None)
     if gpu is None:
         return
-    engine = LlamaServer(s.config.llama_server, environ=s.env)
     models = [spec for spec in s.config.models.values() if spec.home in ON_THE_HOST and spec.engine == "llama-server"]
     if not s.config.models:
         models = [ModelSpec("any")]
     for spec in {spec.binary or s.config.llama_server.binary: spec for spec in reversed(models)}.values():
         try:
-            build = asyncio.run(engine.build(replace(spec, path=None)))
+            build = build_of(s, spec)
         except AccelError:
             continue  # `engine.programs` tells why
         if build.backend != "rocm":

@@ -6,7 +6,6 @@ decides.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -47,11 +46,9 @@ def fit(context: Context, model: str, wanted: dict[str, Any], here: LocalMachine
         other = replace(other, **wanted)
         return other_engines.fit(context, other, report or here.memory_page(), told, devices, settings)
     subject = find(context, model, wanted, settings)
-    configured = subject.spec.name if subject.configured else None
-    report, told = ask_daemon(context, configured, overridden=bool(wanted))
-    asked = program_of_daemon(context, configured) if report is not None and subject.spec.home in HOSTED else None
+    report, told = ask_daemon(context, subject.spec.name if subject.configured else None, overridden=bool(wanted))
     report = report or here.memory_page()
-    fitting, notes = judged(context, subject, settings, report, told, devices, asked)
+    fitting, notes = judged(context, subject, settings, report, told, devices)
     if report.get("yielded"):
         notes.append(yielded(report["yielded"]))
     if here.checked[0] is None:
@@ -82,17 +79,6 @@ def ask_daemon(
         return report, None  # it is newer than the configuration that the daemon has read
 
 
-def program_of_daemon(context: Context, configured: str | None) -> EngineBuild | Failure | None:
-    """The program that the daemon would start, found and asked in its environment; None: it does not tell."""
-    from accelerd.engines.base import EngineBuild
-
-    try:
-        told = context.client.get("build", model=configured)
-    except Failure as failure:
-        return failure if failure.code == "model_failed" else None
-    return EngineBuild(told["engine"], told["version"], told["backend"], frozenset(told["options"]))
-
-
 def judged(
     context: Context,
     subject: Subject,
@@ -100,9 +86,8 @@ def judged(
     report: dict[str, Any],
     told: dict[str, Any] | None,
     devices: tuple[Device, ...],
-    asked: EngineBuild | Failure | None,
 ) -> tuple[GgufFit, list[str]]:
-    """Compare the model with the machine; also notes for the user. `asked`: see `program_of_daemon`."""
+    """Compare the model with the machine; also notes for the user."""
     import platform
 
     from msgspec import structs
@@ -117,7 +102,7 @@ def judged(
         with_checkpoints,
     )
 
-    spec, build, notes = settled(context, subject, settings, devices, asked)
+    spec, build, notes = settled(context, subject, settings, devices)
     gpus = usable(devices)
     used, layers = settings_of(spec, build, gpus, platform.machine())
     used = with_checkpoints(used, spec, subject.read)
@@ -140,15 +125,11 @@ def judged(
 
 
 def settled(
-    context: Context,
-    subject: Subject,
-    settings: Any,
-    devices: tuple[Device, ...],
-    asked: EngineBuild | Failure | None,
+    context: Context, subject: Subject, settings: Any, devices: tuple[Device, ...]
 ) -> tuple[ModelSpec, EngineBuild | None, list[str]]:
     """The model with what tuning rules add, and the program that would run it; None: it could not be asked."""
     from accelerd.base.errors import AccelError
-    from accelerd.engines.llama_server.engine import LlamaServer
+    from accelerd.cli.engine_program import program_of
     from accelerd.engines.llama_server.files import with_task
     from accelerd.estimate.model_kind import identify_model
     from accelerd.tuning.resolve import situation, tune
@@ -158,16 +139,10 @@ def settled(
     if spec.home not in HOSTED:
         text = f"its llama-server is in a {spec.home} and was not queried: tuning rules and its image are left out"
         return spec, None, [text]
-    engine = LlamaServer(
-        settings.llama_server,
-        environ=context.env,
-        cache=context.roots.cache / "features",
-        search=(context.roots.cache / "llama-server" / "current" / "bin",),
-    )
     try:
-        if isinstance(asked, Failure):
-            raise AccelError("model_failed", asked.message)
-        build = asked or asyncio.run(engine.build(spec))
+        build = program_of(
+            spec, context.client, settings.llama_server, context.env, context.roots.cache, configured=subject.configured
+        )
     except AccelError as error:
         note = f"llama-server could not be queried for its settings, so this may be too high: {error.problem}"
         return spec, None, [note]

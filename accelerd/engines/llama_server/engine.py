@@ -268,7 +268,7 @@ class LlamaServer(Engine):
         if place is None and not backend:
             backend = await asyncio.to_thread(output.backend_beside, program.path)
         image = found.source.removeprefix("image ") if found is not None else ""
-        build = EngineBuild(spec.engine, features.version, backend, frozenset(features.options), image)
+        build = EngineBuild(spec.engine, features.version, backend, frozenset(features.options), image, program.path)
         return program, features, build, found
 
     async def build(self, spec: ModelSpec) -> EngineBuild:
