@@ -349,9 +349,7 @@ class ServerSettings:
         "Addresses to listen on. An address that other machines can reach requires key_file.",
     )
     default_model: str | None = key(
-        toml.Name,
-        None,
-        "The model or route that serves requests which name no model, where it can. Not needed if there is only one.",
+        toml.Name, None, "The model or route for requests that name no model, if it can. Not needed with one model."
     )
     allowed_hosts: tuple[str, ...] = key(
         array(toml.Host),

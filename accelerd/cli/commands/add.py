@@ -6,12 +6,8 @@ Writes only through config.write_dropin, never a file or a model that the user w
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shlex
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,12 +18,12 @@ from accelerd.base.sizes import human_size
 from accelerd.cli import npu_models
 from accelerd.cli.commands.model import KEPT
 from accelerd.cli.commands.remove import is_own, own_dropin
-from accelerd.cli.commands.status import base_urls
-from accelerd.cli.context import Context, configuration, how_to_start, hub_errors, own_environment, reload
+from accelerd.cli.context import Context, configuration, hub_errors, own_environment, reload
 from accelerd.cli.failure import ExitStatus, Failure, invalid, usage
 from accelerd.cli.fit import gguf_files
 from accelerd.cli.live_page import WITHOUT_DAEMON
 from accelerd.cli.local_machine import LocalMachine
+from accelerd.cli.new_models import NewModel, described, report, result, say
 from accelerd.cli.progress import follow
 from accelerd.cli.text import count, errors_in
 from accelerd.downloads.cache import cached, place_of
@@ -55,11 +51,6 @@ What a model is for (chat, embeddings, reranking) is read from its file.
 """
 Result = TypeVar("Result")
 TASKS = {Kind.EMBEDDING: "embeddings", Kind.RERANK: "rerank"}  # keys of a model's table
-WORDS = {
-    Kind.EMBEDDING: "an embedding model",
-    Kind.RERANK: "a reranking model",
-    Kind.COMPLETION: "a model without a chat template, for completions",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,27 +74,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="download it even if this machine has too little memory")
     parser.add_argument("--replace", action="store_true", help="overwrite a model that `accelctl add` added")
     parser.add_argument("--dry-run", action="store_true", help="print what would be written and exit")
-
-
-@dataclass
-class NewModel:
-    """A model to add."""
-
-    what: str  # for people: its path or where it comes from
-    table: dict[str, Any]  # keys of its drop-in that say which model
-    name: str
-    found: Identified | None = None  # None: not known to this program
-    npu: npu_models.NpuModel | None = None
-    download: str = ""  # what has to be downloaded first
-    reason: str = ""  # why these files
-    notes: list[str] = field(default_factory=list)
-    too_big: bool = False  # for this machine
-    fetched: Kind | None = None  # what the download found it to be
-
-    @property
-    def kind(self) -> Kind | None:
-        """What it is for; None: not known to this program."""
-        return self.found.kind if self.found is not None else self.fetched
 
 
 def run(context: Context, args: argparse.Namespace) -> int:
@@ -390,57 +360,3 @@ def dry_run(context: Context, models: Sequence[NewModel], skipped: Sequence[str]
     context.out.line(tomli_w.dumps({"models": {model.name: model.table for model in models}}).rstrip("\n"))
     say(context, models, skipped)
     return ExitStatus.OK
-
-
-def described(model: NewModel, file: Path | None, *, reloaded: bool) -> dict[str, Any]:
-    kind = str(model.found.kind) if model.found is not None else None
-    return {
-        "name": model.name, "table": model.table, "kind": kind, "reason": model.reason or None, "notes": model.notes,
-        "file": str(file) if file else None, "reloaded": reloaded,
-    }  # fmt: skip
-
-
-def result(context: Context, added: Sequence[dict[str, Any]], skipped: Sequence[str]) -> None:
-    """The JSON: an object of one model, or all of them."""
-    context.out.result(added[0] if len(added) == 1 and not skipped else {"models": added, "skipped": list(skipped)})
-
-
-def say(context: Context, models: Sequence[NewModel], skipped: Sequence[str]) -> None:
-    for model in models:
-        for note in model.notes:
-            context.out.wrapped(f"{model.name}: {note}", indent="  ", first="! ")
-    for text in skipped:
-        context.out.wrapped(text, indent="  ", first="! ")
-
-
-def report(
-    context: Context, models: Sequence[NewModel], files: Sequence[Path], skipped: Sequence[str], *, reloaded: bool
-) -> None:
-    out = context.out
-    pairs = list(zip(models, files, strict=True))
-    result(context, [described(model, file, reloaded=reloaded) for model, file in pairs], skipped)
-    for model, file in pairs:
-        kind = WORDS.get(model.kind) if model.kind is not None else None
-        out.line(f"added {out.style(model.name, 'bold')}{f', {kind}' if kind else ''}: {model.what}")
-        out.line(f"written to {file}")
-    say(context, models, skipped)
-    if not reloaded:
-        out.line(how_to_start(context))
-    others = {"embeddings", "rerank", "transcription"}  # there is no command to try them
-    first = next((model for model in models if not model.too_big and not model.table.keys() & others), None)
-    if first is not None:
-        out.line(f"try it: {completion(context, first) if first.kind is Kind.COMPLETION else chat(first)}")
-
-
-def chat(model: NewModel) -> str:
-    return accelctl("chat", model.name, "Say hello")
-
-
-def completion(context: Context, model: NewModel) -> str:
-    """What has a model without a chat template go on with a text: a command, or without curl what to send."""
-    config, _ = configuration(context)
-    url = next(iter(base_urls(config.server.listen if config is not None else ())), "http://localhost:4000/v1")
-    body = json.dumps({"model": model.name, "prompt": "Once upon a time", "max_tokens": 32}, ensure_ascii=False)
-    if shutil.which("curl", path=context.env.get("PATH")) is None:
-        return f"POST {url}/completions {body}"
-    return shlex.join(["curl", f"{url}/completions", "--json", body])
