@@ -202,6 +202,7 @@ class Dialect(Struct, frozen=True):
     too_long: str = ""  # type of errors for a prompt that is too long, with n_prompt_tokens and n_ctx
     # regex: messages of request faults for an input that does not fit one batch; groups: tokens of the two
     too_large: str = ""
+    advice: tuple[tuple[str, str], ...] = ()  # regexes of errors' messages, and what to do, with {model} in it
     # regex: a choice of a plain chat completion without its null fields; groups: before `logprobs`, and from there to
     # `refusal`; the same in every response, so that nobody has to read it
     choice: bytes = b""
@@ -227,6 +228,7 @@ class Traits:
     recipe: str = ""  # Lemonade's recipe: "flm", "llamacpp", "whispercpp"
     device: str = ""  # "npu", "gpu", "cpu"; "": unknown
     context: int | None = None  # tokens that one request may take; None: unknown
+    trained: int | None = None  # tokens of the longest context that it was trained for; None: unknown
 
 
 class Engine(Protocol):

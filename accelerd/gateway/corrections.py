@@ -39,9 +39,12 @@ RESPONSE: Final[Json] = {
 
 
 def corrected_error(
-    status: int, body: bytes, path: str, model: str, dialect: Dialect = NO_DIALECT
+    status: int, body: bytes, path: str, model: str, dialect: Dialect = NO_DIALECT, trained: int | None = None
 ) -> tuple[int, bytes]:
-    """An engine's error as clients of that path expect it; what is none in its words stays as it is."""
+    """An engine's error as clients of that path expect it; what is none in its words stays as it is.
+
+    `trained`: see Traits.
+    """
     error = _error_in(body)
     if error is None:
         return status, body
@@ -54,7 +57,10 @@ def corrected_error(
             keys = f"set a larger `ubatch`, `batch` and `context` for {model} in accelerd's configuration"
             error |= {"code": "context_length_exceeded", "message": f"{text}; for more, {keys}"}
     if dialect.too_long and error.get("type") == dialect.too_long:
-        error |= {"code": "context_length_exceeded", "message": _too_long(error, path, model)}
+        error |= {"code": "context_length_exceeded", "message": _too_long(error, path, model, trained)}
+    for pattern, advice in dialect.advice:
+        if re.search(pattern, message):
+            error |= {"message": f"{message}; in accelerd's configuration, {advice.replace('{model}', model)}"}
     return status, msgspec.json.encode(_shaped(error, status, path))
 
 
@@ -67,10 +73,12 @@ def _error_in(body: bytes) -> Json | None:
     return error if isinstance(error, dict) else None
 
 
-def _too_long(error: Json, path: str, model: str) -> str:
+def _too_long(error: Json, path: str, model: str, trained: int | None) -> str:
     text, tokens, limit = error.get("message"), error.get("n_prompt_tokens"), error.get("n_ctx")
     if path.startswith(ANTHROPIC) and tokens and limit:  # Claude Code shortens its conversation when it reads this
         text = f"prompt is too long: {tokens} tokens > {limit} maximum"
+    if trained and isinstance(limit, int) and limit >= trained:
+        return f"{text}; {model} was trained for no more than {trained}"
     return f"{text}{_for_more('context', model)}"
 
 

@@ -236,7 +236,8 @@ class Forwarder:
         """It is the request's turn."""
         relay.replaceable = partial(self._replaceable, request)
         lease.cut, relay.leased = relay.cut, lease.progress
-        relay.dialect = self._router.dialect(lease.record.spec)
+        spec = lease.record.spec
+        relay.dialect, relay.traits = self._router.dialect(spec), partial(self._router.traits, spec)
 
     def _may_assemble(self, lease: Lease, request: InferenceRequest) -> bool:
         """Is a plain response asked for as a stream and assembled, if that can be? See stream_assembly.py."""

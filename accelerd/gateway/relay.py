@@ -19,6 +19,7 @@ import msgspec
 from accelerd.base import names
 from accelerd.base.decoding import from_json
 from accelerd.base.errors import AccelError
+from accelerd.engines.base import Traits
 from accelerd.gateway.corrections import (
     NO_DIALECT,
     PLAIN,
@@ -122,6 +123,7 @@ class Relay:
         self._head: Head | None = None
         self._correction: Correction | None = None  # of the stream that goes through
         self.dialect = NO_DIALECT
+        self.traits: Callable[[], Traits] | None = None  # of the leased model
         self.replaceable: Callable[[], bool] = never  # may another model answer instead, if the engine fails?
         self.misnamed = False  # does the engine have another name for the model?
         self.several = False  # are several prompts answered in one stream?
@@ -254,18 +256,24 @@ class Relay:
         assert self.lease is not None
         if status < 500:
             return None
-        status, body = corrected_error(status, body, self._path, self.lease.model, self.dialect)
+        status, body = self._corrected(status, body)
         if status < 500 or not self.replaceable():
             return None
         self.ok = False
         text = f"the engine answered with status {status}: {hidden_error(body) or 'no reason given'}"
         return AccelError("upstream_failed", text, engine_status=status)
 
+    def _corrected(self, status: int, body: bytes) -> tuple[int, bytes]:
+        """The engine's error as the client is to get it."""
+        assert self.lease is not None
+        trained = self.traits().trained if self.traits is not None else None
+        return corrected_error(status, body, self._path, self.lease.model, self.dialect, trained)
+
     def reply(self, status: int, content_type: bytes, body: bytes) -> None:
         """Send a whole response in the name of the leased model, corrected."""
         assert self.lease is not None
         if status >= 400:
-            status, body = corrected_error(status, body, self._path, self.lease.model, self.dialect)
+            status, body = self._corrected(status, body)
         else:
             body = renamed(body, self.lease.model) if self.misnamed else body
             if self._path in PLAIN:
@@ -358,10 +366,9 @@ class Relay:
         if (error := self.rejected(status, body)) is not None:
             return error
         if self.committed:
-            model = self.lease.model
-            status, body = corrected_error(status, body, self._path, model, self.dialect)
+            status, body = self._corrected(status, body)
             self.ok = status < 500
-            self._write_event(refusal_event(body, self._path, model))
+            self._write_event(refusal_event(body, self._path, self.lease.model))
             self._transport.close()
         else:
             self.reply(status, self._head.content_type, body)

@@ -90,6 +90,26 @@ def test_a_refusal_for_length_has_openais_code_and_names_the_key() -> None:
     assert answer["error"]["message"].startswith("prompt is too long: 9 tokens > 8 maximum")
 
 
+def test_nobody_is_sent_for_a_longer_context_than_the_model_was_trained_for() -> None:
+    too_long = said("request (9 tokens) exceeds 8", "exceed_context_size_error", 400, n_prompt_tokens=9, n_ctx=8)
+    for path in BODIES:
+        message = json.loads(corrected_error(400, too_long, path, "qwen", DIALECT, 8)[1])["error"]["message"]
+        assert message.endswith("; qwen was trained for no more than 8")
+        message = json.loads(corrected_error(400, too_long, path, "qwen", DIALECT, 16)[1])["error"]["message"]
+        assert "`context` for qwen" in message
+
+
+def test_an_embedding_without_pooling_is_told_how_to_get_one() -> None:
+    message = "Pooling type 'none' is not OAI compatible. Please use a different pooling type"
+    refused = said(message, code=400)
+    status, body = corrected_error(400, refused, "/v1/embeddings", "{qwen}", DIALECT)
+    assert status == 400
+    assert json.loads(body)["error"]["message"].startswith(message)
+    assert 'extra_args = ["--pooling", "mean"] for {qwen},' in json.loads(body)["error"]["message"]
+    body = corrected_error(400, refused, "/v1/embeddings", "qwen")[1]
+    assert json.loads(body)["error"]["message"] == message, "another engine has other options"
+
+
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/rerank"])
 def test_an_input_longer_than_a_batch_is_refused_for_length(path: str) -> None:
     message = "input (901 tokens) is too large to process. increase the physical batch size (current batch size: 512)"

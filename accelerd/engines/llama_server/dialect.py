@@ -13,11 +13,18 @@ REQUEST_FAULTS: Final = (
     r"|Invalid (base64|token)|too large to process|larger than the max context"
 )
 
+# A model that was not made for embeddings: its file does not say how those of all tokens become one.
+NO_POOLING: Final = (
+    r"Pooling type 'none' is not OAI compatible",
+    'set extra_args = ["--pooling", "mean"] for {model}, or "last" or "cls", as its makers say',
+)
+
 DIALECT: Final = Dialect(
     streams_notice_disconnect=True,
     closes_after_streams=True,
     request_faults=REQUEST_FAULTS,
     too_long="exceed_context_size_error",
+    advice=(NO_POOLING,),
     too_large=r"input \((\d+) tokens\) is too large to process\..*\(current batch size: (\d+)\)",
     # In a string the quotes would be escaped: nothing that the model says looks like this.
     choice=rb'(\{"finish_reason":"[a-z_]+","index":\d+,)("message":\{"role":"assistant",)',

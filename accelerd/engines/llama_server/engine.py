@@ -349,8 +349,9 @@ class LlamaServer(Engine):
         if own is None or (own.told is not spec and own.told != spec):
             own = files.SeenFiles(spec, spec, Identified(Kind.CHAT))
         context = self._forecaster.context(own.spec) or own.model.context or None
-        if own.model.context and context:
-            context = min(context, own.model.context)
+        trained = own.model.context or None
+        if trained and context:
+            context = min(context, trained)
         sees: Collection[str] = own.projector.modalities if own.projector else (Modality.VISION,) if spec.mmproj else ()
         absent: frozenset[Task] = frozenset()
         if served is not None and (served.spec is spec or served.spec == spec):
@@ -359,11 +360,16 @@ class LlamaServer(Engine):
             task: Task = "embeddings" if own.spec.embeddings else "rerank"
             why = f"{spec.name} is started for {'embeddings' if own.spec.embeddings else 'reranking'} only"
             others = (GENERATES | {"embeddings", "rerank", "transcription"}) - {task}
-            return Traits(frozenset((task,)), dict.fromkeys(others, why), device=device, context=context)
+            return Traits(
+                frozenset((task,)), dict.fromkeys(others, why), device=device, context=context, trained=trained
+            )
         why_not: dict[str, str] = {
             one: f"the llama-server of {spec.name} has no {PATHS[one]}: update llama.cpp" for one in absent
         }
-        why_not["embeddings"] = f"{spec.name} is not started for that: set embeddings = true for it"
+        why_not["embeddings"] = (
+            f"{spec.name} is started to generate text: add an embedding model (accelctl add), or set embeddings = true "
+            "for it, and it generates none"
+        )
         why_not["files"] = "llama-server takes text, images and audio: send what the file says as text"
         belongs = "set mmproj to the one that belongs to the model"
         if Modality.VISION not in sees:
@@ -371,7 +377,7 @@ class LlamaServer(Engine):
         if Modality.AUDIO not in sees:
             why_not["transcription"] = why_not["audio"] = f"{spec.name} has no projector for audio: {belongs}"
         tasks = frozenset(task for task in (*GENERATES, *PATHS) if task not in why_not)
-        return Traits(tasks, why_not, device=device, context=context)
+        return Traits(tasks, why_not, device=device, context=context, trained=trained)
 
     async def probe(self, plan: LaunchPlan, *, thorough: bool) -> LaunchPlan | None:
         if plan.probe_path != PROBES["generate"][0]:
