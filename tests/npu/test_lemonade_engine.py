@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -49,11 +50,14 @@ def catalogue() -> Catalogue:
     return found
 
 
-def engine(catalogue: Catalogue, **settings: Any) -> Lemonade:
-    environ = {"PATH": f"{STANDINS}:{Path(sys.executable).parent}:/usr/bin", "HOME": "/nowhere"}
+def engine(
+    catalogue: Catalogue, *, home: Path = Path("/nowhere"), devices: Any = lambda: None, **settings: Any
+) -> Lemonade:
+    environ = {"PATH": f"{STANDINS}:{Path(sys.executable).parent}:/usr/bin", "HOME": str(home)}
     llama = LlamaServer(LlamaServerSettings(), environ=environ)
+    program = ModelSpec("any")
     return Lemonade(
-        LemonadeSettings(**settings), catalogue, environ=environ, llama=lambda: llama.features(ModelSpec("any"))
+        LemonadeSettings(**settings), catalogue, environ=environ, devices=devices, llama=lambda: llama.features(program)
     )
 
 
@@ -295,6 +299,22 @@ def test_how_a_file_is_read_is_said_as_the_program_understands_it(
         llama = Features("/llama-server", "1", {n: one for one in parse_help(options) for n in one.names})
     asked = request.build(spec(mmap=False), "llamacpp", None, version, llama)
     assert asked.body["llamacpp_args"] == text
+
+
+@pytest.mark.parametrize(
+    ("version", "devices", "used"),
+    [("11.5.0", [GPU], False), ("11.6.0", [GPU], True), ("11.5.0", [NPU], True), ("10.4.0", [], True)],
+)
+async def test_a_llama_server_that_an_older_lemonade_would_start_wrongly_is_not_given_to_it(
+    catalogue: Catalogue, tmp_path: Path, version: str, devices: list[Device], used: bool
+) -> None:
+    """Before 11.6 it passes --no-mmap where there is an integrated GPU; the llama-server here has no such option."""
+    made = engine(catalogue, home=tmp_path, devices=lambda: devices)
+    (tmp_path / ".lemonade-standin.json").write_text(json.dumps({"version": version}))
+    plan = await made.plan(spec(), tmp_path)
+    assert plan.tenancy is not None
+    assert bool(plan.tenancy.own.llama_server) is used
+    assert any("--no-mmap" in warning for warning in plan.warnings) is not used
 
 
 def test_flm_takes_only_some_arguments() -> None:

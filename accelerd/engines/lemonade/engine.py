@@ -80,7 +80,7 @@ class Lemonade(Engine):
         warnings: list[str] = []
         if settings.url is None:
             server = (await program.find(spec.binary or settings.binary, self._environ)).version
-            llama, warnings = await self._llama_server(recipe)
+            llama, warnings = await self._llama_server(recipe, server)
             path = llama.binary if llama is not None else ""
             own = OwnedServer(spec.binary or settings.binary, path, settings.download_backends)
         asked = request.build(spec, recipe, known.context, server, llama)
@@ -109,15 +109,23 @@ class Lemonade(Engine):
             ),
         )
 
-    async def _llama_server(self, recipe: str) -> tuple[Features | None, list[str]]:
-        """The one that the server's models of llama.cpp run with; None: the server has its own."""
+    async def _llama_server(self, recipe: str, server: tuple[int, ...]) -> tuple[Features | None, list[str]]:
+        """The one that the server's models of llama.cpp run with, and warnings; None: the server has its own."""
         if self._llama is None:
             return None, []
         try:
-            return await self._llama(), []
+            found = await self._llama()
         except AccelError as error:
-            doubt = f"{error.problem}: Lemonade runs this model with a llama-server that it has itself, if any"
-            return None, [doubt] if recipe == "llamacpp" else []
+            doubt = error.problem
+        else:
+            integrated = any(one.kind == "gpu" and one.apu is not False for one in self._devices() or ())
+            if not (server and server < request.LOAD_MODE_SINCE and integrated) or found.find("--no-mmap"):
+                return found, []
+            # It would pass that option on machines with an integrated GPU, and no model would load.
+            needed = ".".join(map(str, request.LOAD_MODE_SINCE))
+            doubt = f"Lemonade before {needed} cannot run {found.binary}, which has no option --no-mmap"
+        doubt += "; Lemonade runs this model with a llama-server that it has itself, if any"
+        return None, [doubt] if recipe == "llamacpp" else []
 
     async def forecast(self, spec: ModelSpec, devices: Sequence[Device], *, ask: bool) -> Forecast:
         if ask and spec.memory is None:
