@@ -47,6 +47,12 @@ reload_bus() {
   busctl --user --quiet call org.freedesktop.DBus /org/freedesktop/DBus org.freedesktop.DBus ReloadConfig >/dev/null 2>&1 || true
 }
 
+# refuse_sudo [HINT]: what root would find belongs to root.
+refuse_sudo() {
+  [ "$(id -u)" -eq 0 ] && [ -n "${SUDO_USER:-}" ] && [ "$SUDO_USER" != root ] || return 0
+  die "accelerd is installed for a single user: run this as $SUDO_USER, without sudo" "$@"
+}
+
 # set_prefix DIR: sets the installation prefix.
 set_prefix() {
   PREFIX=$(realpath -m -- "$1")

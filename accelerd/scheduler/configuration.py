@@ -50,11 +50,12 @@ class Configuration:
                 self._admission.records[spec.name] = record
                 continue
             record.removed = False
-            if record.occupied and (spec.name in relaunch or record.spec.launch_key() != spec.launch_key()):
+            changed = spec.name in relaunch or record.spec.launch_key() != spec.launch_key()
+            if record.occupied and changed:
                 record.next_spec, record.next_forecast = spec, forecast
             else:
                 record.next_spec = None
-                self._adopt_spec(record, spec, forecast)
+                self._adopt_spec(record, spec, forecast, changed=changed)
         for name in gone:
             record = self._admission.records[name]
             record.removed = True
@@ -87,12 +88,12 @@ class Configuration:
         assert record.next_forecast is not None
         spec, forecast = record.next_spec, record.next_forecast
         record.next_spec = record.next_forecast = None
-        self._adopt_spec(record, spec, forecast)
+        self._adopt_spec(record, spec, forecast, changed=True)
         if reload and not record.waiting:
             self._admission.request_load(record)
 
-    def _adopt_spec(self, record: ModelRecord, spec: ModelSpec, forecast: Forecast) -> None:
-        changed = record.spec.launch_key() != spec.launch_key()
+    def _adopt_spec(self, record: ModelRecord, spec: ModelSpec, forecast: Forecast, *, changed: bool) -> None:
+        """`changed`: what its process is started with, so that earlier failures say nothing of the next start."""
         if record.state is State.DOWNLOADING and (record.spec.model != spec.model or not forecast.missing):
             self._admission.move(record, Event.RESET, "configuration changed")
         redeclared = record.spec.memory != spec.memory

@@ -65,9 +65,10 @@ def test_without_sudo_the_commands_for_root_are_named(machine: Machine) -> None:
     assert "run these commands as root" in done.stderr
 
 
-def test_under_sudo_the_installer_refuses(machine: Machine) -> None:
+@pytest.mark.parametrize("script", ["install", "uninstall"])
+def test_under_sudo_the_installer_refuses(machine: Machine, script: str) -> None:
     machine.fake("id", "echo 0")
-    done = machine.run(PACKAGING / "install", "--yes", SUDO_USER="ann")
+    done = machine.run(PACKAGING / script, "--yes", SUDO_USER="ann")
     assert done.returncode == 1
     assert "run this as ann, without sudo" in done.stderr
 
@@ -234,6 +235,7 @@ def test_a_program_that_is_no_llama_server_is_refused(machine: Machine, script: 
     done = machine.run("bash", "-c", code, "-", machine.bin / "other")
     assert done.returncode == 1
     assert "ACCELERD_LLAMA_SERVER" in done.stderr
+    assert "line " not in machine.run("bash", "-c", code, "-", "/mistyped").stderr
     machine.fake("other", "echo --model --port")
     assert machine.run("bash", "-c", code, "-", machine.bin / "other").returncode == 0
 
@@ -331,7 +333,8 @@ def test_uninstall_takes_its_own_and_leaves_what_is_yours(machine: Machine, purg
     : >"$HELLO"; : >"$(dirname "$HELLO")/mine.gguf"; : >"$CONFIG"
     mkdir -p "$CACHE/llama-server/0123" "$CACHE/build-venv"; : >"$CACHE/llama-server/0123/llama-server"; : >"$CACHE/.x"
     mkdir -p "$CONFIG.d" "$STATE" "$OLD_UNITS/accelerd.service.d" "$HOME/.cache/huggingface/hub/models--a--b"
-    : >"$CONFIG.d/m.toml"; : >"$STATE/state.json"; : >"$(dirname "$CONFIG")/keys"
+    echo "# Written by accelctl add" >"$CONFIG.d/m.toml"; echo "[server]" >"$CONFIG.d/z.toml"
+    : >"$STATE/state.json"; : >"$(dirname "$CONFIG")/keys"
     : >"$OLD_UNITS/accelerd.service.d/override.conf"; : >"$HOME/.cache/huggingface/hub/models--a--b/x"
     """
     machine.shell("install", setup)
@@ -344,6 +347,7 @@ def test_uninstall_takes_its_own_and_leaves_what_is_yours(machine: Machine, purg
         ".local/share/systemd/user/accelerd.socket",
         ".local/share/accelerd/models/mine.gguf",
         ".config/accelerd/keys",
+        ".config/accelerd/accelerd.toml.d/z.toml",
         ".config/systemd/user/accelerd.service.d/override.conf",
         ".cache/huggingface/hub/models--a--b/x",
     }
@@ -456,9 +460,13 @@ def test_every_unit_is_installed_and_removed_and_no_model_is_left(machine: Machi
     assert {path.name for path in units.iterdir()} == shipped
     reaper = (units / "accelerd-reaper@.service").read_text()
     assert f"ExecStart={machine.home}/.local/share/accelerd/venv/bin/accelerd --reap\n" in reaper
+    runtime = machine.home / "accelerd"
+    runtime.mkdir()
+    (runtime / "yield.json").write_text("{}")
     done = machine.run(PACKAGING / "uninstall", XDG_RUNTIME_DIR=str(machine.home))
     assert done.returncode == 0, done.stderr
-    assert list(units.iterdir()) == []
+    assert not units.exists()
+    assert not runtime.exists()
     called = machine.called.read_text().splitlines()
     assert "--user stop accelerd-qwen.service" in called  # what systemd was asked for by accelerd
     assert "--user stop accelerd-mine.service" not in called  # what somebody wrote

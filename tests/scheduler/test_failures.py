@@ -265,3 +265,17 @@ def test_who_waits_it_out_waits_no_longer_than_anybody() -> None:
     bench.gone("a", CRASH)
     bench.pass_time(1)
     assert error_of(waits) == "queue_timeout"
+
+
+def test_what_a_failed_model_is_started_with_now_decides_whether_it_stays_failed() -> None:
+    bench = Bench([model("a"), model("b")])
+    for name in ("a", "b"):
+        bench.request(name)
+        bench.gone(name, Cause.NO_PROGRAM, "no such file: /mistyped")
+    bench.configure([model("a"), model("b", idle_timeout=5.0)])
+    assert [bench.state(name) for name in ("a", "b")] == [State.FAILED, State.FAILED], "nothing that it starts with"
+    bench.configure([model("a"), model("b", idle_timeout=5.0)], relaunch=["a"])  # its engine's program is another
+    assert [bench.state(name) for name in ("a", "b")] == [State.STOPPED, State.FAILED]
+    assert bench.core.snapshot("a").error is None
+    bench.configure([model("a"), model("b", context=512)])
+    assert bench.state("b") is State.STOPPED
