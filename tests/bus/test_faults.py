@@ -6,7 +6,8 @@ import asyncio
 import logging
 import os
 import signal
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -230,6 +231,60 @@ async def test_all_together_flood(broker: Bus, client: Client) -> None:
         assert answer == ()
     for one in flood:
         one.leave()
+
+
+async def test_calls_of_clients_that_have_left_keep_nobody_waiting(broker: Bus, client: Client) -> None:
+    class Patient(Slow):
+        """Answers one client at once."""
+
+        async def __call__(self, call: Call) -> tuple[Any, ...]:
+            return await (BusService.__call__(self, call) if call.sender == client.name else super().__call__(call))
+
+    desk = Patient()
+    flood = [Client(broker.address) for _ in range(CALLS_IN_ALL // CALLS_PER_CLIENT)]
+    async with on_bus(broker, desk) as bus:
+        for one in flood:
+            for _ in range(CALLS_PER_CLIENT):
+                one.send(MODEL, names.BUS_MODEL, "ResetFailed")
+        await until(lambda: len(desk.calls) == CALLS_IN_ALL, "all are under way")
+        assert await client.ask(MODEL, names.BUS_MODEL, "ResetFailed") == LIMITS
+        for one in flood:
+            one.leave()
+        await until(lambda: bus.listeners == 1, "they have left")
+        assert await client.ask(MODEL, names.BUS_MODEL, "ResetFailed") == ()
+        desk.let.set()
+
+
+def calls_of(sender: str, count: int, answers: list[Any]) -> list[tuple[Call, Callable[[Any], None]]]:
+    return [(Call(sender, MODEL, names.BUS_MODEL, "GetOutput", (n,)), answers.append) for n in range(count)]
+
+
+async def test_calls_begin_in_turns_and_not_those_of_clients_that_have_left(broker: Bus) -> None:
+    desk, answers = BusService(), cast(list[Any], [])
+    async with on_bus(broker, desk) as bus:
+        gone = [f":9.{number}" for number in range(20)]
+        for sender in gone:
+            bus.on_caller(sender)
+            for one in calls_of(sender, CALLS_PER_CLIENT, answers):
+                bus.on_call(*one)
+        for one in calls_of(":8.1", 5, []) + calls_of(":8.2", 2, []):
+            bus.on_call(*one)
+        for sender in gone:
+            bus.on_caller_gone(sender)
+        assert {answer.code for answer in answers} == {"canceled"}
+        assert len(answers) == len(gone) * CALLS_PER_CLIENT, "each is answered, or its memory would be lost"
+        await until(lambda: len(desk.calls) == 7, "the others are served")
+        order = [(call.sender[-1], call.args[0]) for call in desk.calls]
+        assert order == [("1", 0), ("2", 0), ("1", 1), ("2", 1), ("1", 2), ("1", 3), ("1", 4)]
+
+
+async def test_queued_calls_are_refused_at_the_end(broker: Bus) -> None:
+    desk, answers = BusService(), cast(list[Any], [])
+    async with on_bus(broker, desk) as bus:
+        for one in calls_of(":8.1", 3, answers):
+            bus.on_call(*one)
+    assert [answer.code for answer in answers] == ["shutting_down"] * 3
+    assert desk.calls == []
 
 
 def test_who_calls_without_end_is_slowed_and_others_are_not() -> None:

@@ -18,6 +18,7 @@ from accelerd.base import names
 from accelerd.base.errors import BUS_NAMES, AccelError
 from accelerd.system.dbus.client import PROPERTIES
 from accelerd.system.dbus.peers import Callers
+from accelerd.system.dbus.port import caller_gone
 from accelerd.system.dbus.values import dictionary
 from accelerd.system.records import event
 
@@ -172,21 +173,25 @@ class ExportedObjects:
         callers = self._callers
         reads = interface in (PROPERTIES, OBJECT_MANAGER)
 
-        def read_late() -> None:
-            callers.end(sender)
-            self._on_read(path, interface, method, arguments, invocation)
+        def late() -> None:
+            if not callers.there(sender, seen):
+                self._replies.refuse(invocation, caller_gone())
+                return
+            if reads:
+                callers.end(sender)
+            work()
 
         try:
-            callers.see(sender)
+            seen = callers.see(sender)
             wait = callers.pace(sender)
             if reads and not wait:
                 self._on_read(path, interface, method, arguments, invocation)
                 return
             callers.begin(sender, arguments.get_size())
-            call = partial(self._call, sender, path, interface, method, arguments, invocation)
-            work = read_late if reads else call
+            do = self._on_read if reads else partial(self._call, sender)
+            work = partial(do, path, interface, method, arguments, invocation)
             if wait:
-                self._later(work, wait)
+                self._later(late, wait)
             else:
                 work()
         except AccelError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from accelerd.base import names
 from accelerd.base.errors import AccelError
 from accelerd.system.dbus.client import BusClient, BusError
-from accelerd.system.dbus.port import Call, Handler
+from accelerd.system.dbus.port import Call, Handler, caller_gone
 from accelerd.system.dbus.thread import finished, import_gi, tell
 from accelerd.system.records import NOTICE, event
 
@@ -55,6 +56,8 @@ class ObjectExporter:
         self._callers: set[str] = set()
         self._watches: dict[str, list[Callable[[str], None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._queued: dict[str, deque[tuple[Call, Callable[[Any], None]]]] = {}  # by caller; who comes next is first
+        self._starter: asyncio.Task[None] | None = None
         self._waiting: dict[str, set[asyncio.Task[None]]] = {}  # caller → its calls of `cancelled_with_caller`
         self._settled = asyncio.Event()
         self._began = self._started = self._closed = False
@@ -92,6 +95,8 @@ class ObjectExporter:
     async def close(self) -> None:
         """Refuse the calls that wait for an answer and leave the name. Every watched client counts as gone."""
         self._closed = True
+        for caller in list(self._queued):
+            self._refuse_queued(caller, _shutting_down())
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -189,6 +194,26 @@ class ObjectExporter:
         if self._closed:
             answer(_shutting_down())
             return
+        self._queued.setdefault(call.sender, deque()).append((call, answer))
+        if self._starter is None:
+            self._starter = asyncio.get_running_loop().create_task(self._start_calls())
+
+    async def _start_calls(self) -> None:
+        """One in each round of the loop, the callers in turns: nobody's many calls keep others waiting."""
+        while self._queued:
+            sender = next(iter(self._queued))
+            calls = self._queued.pop(sender)
+            self._start(*calls.popleft())
+            if calls:
+                self._queued[sender] = calls
+            await asyncio.sleep(0)
+        self._starter = None
+
+    def _refuse_queued(self, sender: str, error: AccelError) -> None:
+        for _, answer in self._queued.pop(sender, ()):
+            answer(error)
+
+    def _start(self, call: Call, answer: Callable[[Any], None]) -> None:
         task = asyncio.get_running_loop().create_task(self._handle(call, answer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -218,6 +243,7 @@ class ObjectExporter:
 
     def _forget(self, sender: str) -> None:
         self._callers.discard(sender)
+        self._refuse_queued(sender, caller_gone())
         for task in self._waiting.pop(sender, ()):
             task.cancel()
         for gone in self._watches.pop(sender, ()):

@@ -79,11 +79,17 @@ class Callers:
             self._left(sender)
         self._bus = None
 
-    def see(self, sender: str) -> None:
+    def see(self, sender: str) -> object:
+        """What is the same as long as this client is there: with a new bus another one may have its name."""
         if sender not in self._watches:
             self._come(sender)
             self._watches[sender] = follow_owner(self._bus, sender, lambda owner: self._owned(sender, owner))
             ask_owner(self._bus, sender, lambda owner: self._owned(sender, owner))  # it may have gone already
+        return self._watches[sender]
+
+    def there(self, sender: str, seen: object) -> bool:
+        """Is the client still there for which `see` has returned that?"""
+        return self._watches.get(sender) is seen
 
     def pace(self, sender: str) -> int:
         """How many ms a call has to wait: a client that calls all the time is slowed down, not refused."""
@@ -114,6 +120,7 @@ class Callers:
 
     def _left(self, sender: str) -> None:
         self._due.pop(sender, None)
+        self._calls.pop(sender, None)  # nobody waits for them: they keep nobody else waiting
         watch = self._watches.pop(sender, None)
         if watch is not None:
             watch.unsubscribe()

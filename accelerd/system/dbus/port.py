@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from msgspec import Struct
 
+from accelerd.base.errors import AccelError
+
 
 class Variant(NamedTuple):
     """A value with its type, as the values of an a{sv} need it. A plain bool, str, float or list of str needs none: it
@@ -17,6 +19,11 @@ class Variant(NamedTuple):
 
     signature: str
     value: Any
+
+
+def caller_gone() -> AccelError:
+    """The answer to a call that nobody waits for any more."""
+    return AccelError("canceled", "the caller has left the bus")
 
 
 class Call(Struct, frozen=True):
