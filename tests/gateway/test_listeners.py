@@ -110,7 +110,7 @@ async def test_an_address_in_use_changes_nothing(tmp_path: Path, held: ExitStack
 
 
 async def test_at_a_start_what_cannot_be_had_is_tried_again(tmp_path: Path, held: ExitStack) -> None:
-    own, busy, absent = free_port(), held.enter_context(socket.create_server(("127.0.0.1", 0))), "192.0.2.1:4000"
+    own, busy, absent = free_port(), held.enter_context(socket.create_server(("127.0.0.1", 0))), "240.0.0.1:4000"
     taken = f"127.0.0.1:{busy.getsockname()[1]}"
     found = listeners(Systemd(), tmp_path, held)
     await found.listen([taken, f"127.0.0.1:{own}", absent], starting=True)
@@ -125,8 +125,9 @@ async def test_at_a_start_what_cannot_be_had_is_tried_again(tmp_path: Path, held
     busy.close()
     assert await found.try_again()
     assert found.addresses == [taken, f"127.0.0.1:{own}"], "as they are configured"
-    with pytest.raises(StartError, match="cannot listen on 192"):
-        await found.listen(["192.0.2.2:4000", absent])
+    other = held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+    with pytest.raises(StartError, match=f"cannot listen on 127.0.0.1:{other}"):
+        await found.listen([f"127.0.0.1:{other}", absent])
     await found.listen([f"127.0.0.1:{own}", absent])
     assert (found.addresses, len(found.problems)) == ([f"127.0.0.1:{own}"], 1)
     await found.listen([f"127.0.0.1:{own}"])
