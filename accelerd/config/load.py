@@ -158,7 +158,7 @@ def parse(source: Source) -> tuple[dict[str, Any] | None, Problem | None]:
         if (twice := _TWICE.fullmatch(message)) is not None:  # tomllib writes the table as a Python tuple
             message = f"[{key_text(ast.literal_eval(twice[1]))}] is declared twice"
         elif message == "cannot overwrite a value":
-            message = "this is set already, further up"
+            message = "this is set twice"
         elif place[1] is not None:
             message += _unquoted(message, source.text.split("\n")[int(place[1]) - 1], int(place[2]))
         if place[1] is None:
