@@ -21,7 +21,7 @@ QUANT: Final = re.compile(
     r"(?:^|[-._/])((?:UD-)?(?:I?Q\d(?:_[0-9A-Z]+)*|TQ\d_\d|MXFP\d(?:_MOE)?|NVFP\d|BF16|F16|F32|FP16|FP32))(?=[-._/]|$)",
     re.IGNORECASE,
 )
-BITS: Final = re.compile(r"\d+")
+BITS: Final = re.compile(r"\d{1,9}")
 SHARD: Final = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf$)", re.IGNORECASE)
 NO_MODEL: Final = re.compile(r"(?:^|[-._])(?:imatrix|lora|vocab|control-?vector|eagle\d?)(?:[-._]|$)", re.IGNORECASE)
 DRAFT: Final = re.compile(r"(?:^|[-._])(?:draft|drafter)(?:[-._]|$)", re.IGNORECASE)

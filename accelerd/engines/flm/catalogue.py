@@ -14,6 +14,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 GB: Final = 10**9
+MOST_GB: Final = 1 << 20  # of a footprint
 UNNAMED: Final = 4.0  # billions of parameters, where the name tells no number
 CACHE_UNKNOWN: Final = 128 * 1024  # bytes a token: more than most
 WHISPER: Final = "whisper-v3:turbo"
@@ -93,15 +94,15 @@ def of_listing(entry: Mapping[str, Any]) -> FlmModel | None:
         return None
     table = KNOWN.get(tag)
     footprint, context, labels = entry.get("footprint"), entry.get("default_context_length"), entry.get("label")
-    told = footprint if isinstance(footprint, int | float) else 0
+    told = footprint if isinstance(footprint, int | float) and 0 < footprint < MOST_GB else 0
     return FlmModel(
         tag,
-        int(told * GB) if told > 0 else table.footprint if table else guessed_size(tag),
+        int(told * GB) if told else table.footprint if table else guessed_size(tag),
         context if isinstance(context, int) else table.context if table else 0,
         tuple(map(str, labels)) if isinstance(labels, list) else (),
         table.cache if table else CACHE_UNKNOWN,
         entry.get("installed") is True,
-        guessed=told <= 0 and table is None,
+        guessed=not told and table is None,
     )
 
 
@@ -118,7 +119,7 @@ def why_absent(name: str, listed: Iterable[str]) -> str | None:
     return f"FastFlowLM has {elsewhere}, but not for this NPU" if elsewhere else f"FastFlowLM has no model {name}"
 
 
-SIZE_IN_NAME: Final = re.compile(r"(?<![a-z0-9.])[ae]?(\d+(?:\.\d+)?)(b|m)(?![a-z0-9])", re.IGNORECASE)
+SIZE_IN_NAME: Final = re.compile(r"(?<![a-z0-9.])[ae]?(\d{1,9}(?:\.\d{1,9})?)(b|m)(?![a-z0-9])", re.IGNORECASE)
 
 
 def guessed_size(name: str) -> int:

@@ -25,6 +25,7 @@ QUICK: Final = 10.0  # s for a trivial request: while it unloads a model it answ
 NAMESPACES: Final = ("user", "extra", "builtin")  # of its models' names; lists leave them out where a name is unique
 MOST_SAID: Final = 400  # characters of an error
 ANSWER_BYTES: Final = 16 << 20  # its list of models
+MOST: Final = 1 << 53  # of any number that counts something
 
 
 class LemonadeRefused(HttpError):
@@ -108,7 +109,7 @@ def bare_name(model: str) -> str:
 
 def release(version: str) -> tuple[int, ...]:
     """ "11.7.0" as numbers; () if it is not a version."""
-    found = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", version)
+    found = re.match(r"v?(\d{1,9})\.(\d{1,9})(?:\.(\d{1,9}))?", version)
     return tuple(int(part) for part in found.groups() if part is not None) if found else ()
 
 
@@ -184,7 +185,7 @@ def _list(value: object) -> list[dict[str, Any]]:
 
 
 def _number(value: object) -> int | None:
-    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
+    return int(value) if isinstance(value, int | float) and value is not True and 0 < value < MOST else None
 
 
 def _loaded(one: Mapping[str, Any]) -> LoadedModel:
@@ -207,7 +208,7 @@ def _listed(one: Mapping[str, Any]) -> LemonadeModel:
     return LemonadeModel(
         model=str(one.get("id") or ""),
         recipe=str(one.get("recipe") or ""),
-        size=int(size * 1e9) if isinstance(size, int | float) and size > 0 else None,  # in units of 10^9 bytes
+        size=int(size * 1e9) if isinstance(size, int | float) and 0 < size < MOST else None,  # in units of 10^9 bytes
         downloaded=downloaded if isinstance(downloaded, bool) else None,
         labels=tuple(str(label) for label in labels) if isinstance(labels, list) else (),
         checkpoint=str(one.get("checkpoint") or ""),

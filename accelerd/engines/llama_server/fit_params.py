@@ -61,7 +61,7 @@ BESIDE: Final = frozenset({
 UNIFIED: Final = frozenset({"--kv-unified", "-kvu", "--kv-unified-per-slot"})
 JSONL: Final = "--log-jsonl"
 TRIES: Final = 3
-ROW: Final = re.compile(r"(\S+) (\d+) (\d+) (\d+) *")
+ROW: Final = re.compile(r"(\S+) (\d{1,12}) (\d{1,12}) (\d{1,12}) *")
 
 
 class FitRow(Struct, frozen=True):

@@ -23,19 +23,19 @@ from accelerd.devices.model import Device
 NOTABLE: Final = r"(?:\d+\.\d\d\.\d{3}\.\d{3} )?(?:(?P<error>E)|W) "
 OUT_OF_MEMORY: Final = (
     # llama.cpp itself, whatever the backend: weights, KV cache, compute buffers
-    r"failed to allocate (?:\S+ )?buffer of size (?P<bytes>\d+)",
+    r"failed to allocate (?:\S+ )?buffer of size (?P<bytes>\d{1,18})",
     r"unable to allocate \S+ buffer",
     r"failed to allocate (?:compute|buffer for kv cache)",
     # processor
-    r"insufficient memory \(attempted to allocate +(?P<mib>[\d.]+) MB\)",
+    r"insufficient memory \(attempted to allocate +(?P<mib>\d{1,12}(?:\.\d+)?) MB\)",
     r"mmap failed: Cannot allocate memory",
     r"std::bad_alloc",
     # Vulkan and its drivers
-    r"Device memory allocation of size (?P<bytes>\d+) failed",
+    r"Device memory allocation of size (?P<bytes>\d{1,18}) failed",
     r"^(?!.*pinned memory).*(?:ErrorOutOf|VK_ERROR_OUT_OF_)(?:Device|Host|DEVICE_|HOST_)(?:Memory|MEMORY)",
     r"Not enough memory for command submission",
     # CUDA, and ROCm, which calls itself that too
-    r"allocating (?P<mib>[\d.]+) MiB on device \d+: \w+ failed: out of memory",
+    r"allocating (?P<mib>\d{1,12}(?:\.\d+)?) MiB on device \d+: \w+ failed: out of memory",
     r"(?:CUDA|ROCm|HIP|MUSA) error: out of memory",
     # SYCL
     r"(?:ZE|UR|PI)_(?:RESULT_)?ERROR_OUT_OF_(?:DEVICE|HOST)_MEMORY",
@@ -54,7 +54,7 @@ _VULKAN_DRIVER: Final = re.compile(r"ggml_vulkan: \d+ = .*$", re.MULTILINE)
 _FIRST_VULKAN: Final = re.compile(r"ggml_vulkan: 0 = .*$", re.MULTILINE)
 _LIBRARY: Final = re.compile(r"libggml-([a-z]+)\.so")
 LINE: Final = re.compile(
-    r"^\s+(?P<name>[A-Za-z]+\d+): (?P<text>.*?)(?: \((?P<total>\d+) MiB(?:, \d+ MiB free)?\))?\s*$", re.MULTILINE
+    r"^\s+(?P<name>[A-Za-z]+\d+): (?P<text>.*?)(?: \((?P<total>\d{1,12}) MiB(?:, \d+ MiB free)?\))?\s*$", re.MULTILINE
 )
 WORD: Final = re.compile(r"[a-z]+\d+[a-z]*|\d{3,}[a-z]*")  # "gfx1151", "8060s", "7900": what tells cards apart
 NEAR: Final = 0.1  # sizes that differ by less may be the same memory, counted in another way

@@ -1,0 +1,1 @@
+"""Fuzzing: what every parser does with bytes that nobody would send."""
