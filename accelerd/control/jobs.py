@@ -22,7 +22,9 @@ from accelerd.base.ports import Clock
 log = logging.getLogger(__name__)
 
 UNFINISHED_MOST: Final = 256  # jobs under way, of all clients together
-KEPT_MOST: Final = 1024  # finished ones that are still shown: past it the oldest go before their minute is over
+KEPT_MOST: Final = (
+    256  # finished ones that are still shown, 12 KB each: past it the oldest go before their minute is over
+)
 LINGER = 60.0  # s that a finished job can still be asked how it ended
 UNKNOWN: Final = -1.0  # of `progress`
 PROGRESS_EVERY: Final = 0.25  # s between two progress events
