@@ -84,13 +84,24 @@ def taken_in(proc: Path, pids: Iterable[int]) -> int | None:
 
 def shared(proc: Path, pid: int) -> ResidentMemory | None:
     """The proportional share of a process. Walks its page tables: some 3 ms for each GB. None: not to be had."""
-    told = sizes(proc / str(pid) / "smaps_rollup")
+    return _share_in(sizes(proc / str(pid) / "smaps_rollup"))
+
+
+def _share_in(told: Mapping[str, int]) -> ResidentMemory | None:
     if "Pss" not in told:
         return None  # it has ended, or may not be looked into
     if "Pss_Anon" not in told:  # before Linux 5.9
         anon = min(told["Pss"], told.get("Anonymous", 0))
         return ResidentMemory(anon, 0, told["Pss"] - anon, told.get("Locked", 0))
     return ResidentMemory(told["Pss_Anon"], told.get("Pss_Shmem", 0), told.get("Pss_File", 0), told.get("Locked", 0))
+
+
+def _walked(told: Mapping[str, int], before: ResidentMemory) -> ResidentMemory:
+    """What was counted for the process when its share was read, and not just `before`: it may be loading a model."""
+    if not {"Rss", "Anonymous"} <= told.keys():
+        return before
+    mapped = told["Rss"] - told["Anonymous"]
+    return ResidentMemory(told["Anonymous"], before.shmem, max(0, mapped - before.shmem), before.locked)
 
 
 def counted(proc: Path, pid: int) -> ResidentMemory | None:
@@ -148,11 +159,12 @@ class Residents:
             return None
         if known is not None and began < known.due:
             return known.share.moved(known.counted, now)
-        share = shared(self._roots.proc, pid)
+        told = sizes(self._roots.proc / str(pid) / "smaps_rollup")
+        share = _share_in(told)
         if share is None:
             return None
         ended = self._clock.monotonic()
-        self._known[pid] = _KnownProcess(share, now, ended + max(AGAIN, SHARE * (ended - began)))
+        self._known[pid] = _KnownProcess(share, _walked(told, now), ended + max(AGAIN, SHARE * (ended - began)))
         return share
 
     def _closed(self, processes: Mapping[int, ResidentMemory]) -> ResidentMemory:

@@ -107,7 +107,7 @@ class Machine:
         kinds = {"VmLck": locked, "RssAnon": anon, "RssFile": file, "RssShmem": shmem}
         (folder / "status").write_text("Name:\tx\n" + "".join(f"{k}:\t{v // KIB:8d} kB\n" for k, v in kinds.items()))
         shares = {"Pss_Anon": anon * private, "Pss_File": file * private, "Pss_Shmem": shmem * private}
-        lines = {"Rss": anon + file + shmem, "Pss": sum(shares.values()), **shares, "Locked": locked}
+        lines = {"Rss": anon + file + shmem, "Pss": sum(shares.values()), **shares, "Anonymous": anon, "Locked": locked}
         (folder / "smaps_rollup").write_text(
             "559ce0000000-7ffd00000000 ---p 00000000 00:00 0    [rollup]\n"
             + "".join(f"{key}:{int(size) // KIB:16d} kB\n" for key, size in lines.items())

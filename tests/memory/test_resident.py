@@ -63,6 +63,22 @@ def test_a_share_that_takes_long_to_read_is_read_less_often(tmp_path: Path) -> N
     assert residents.look({1: [10]}) == {1: ResidentMemory(8192)}
 
 
+def test_what_is_taken_while_a_share_is_read_counts_once(tmp_path: Path) -> None:
+    m = Machine(tmp_path)
+    m.process(10, anon=GIB, file=GIB, shmem=GIB)
+
+    class Loading:
+        """The clock, which is read just before the share, while the process loads a model."""
+
+        def monotonic(self) -> float:
+            m.memory(10, anon=3 * GIB, file=2 * GIB, shmem=GIB, private=0.5)
+            return m.clock.now
+
+    residents = Residents(m.roots, Loading())
+    for _ in range(2):
+        assert residents.look({1: [10]}) == {1: ResidentMemory(3 * GIB // 2, GIB // 2, GIB)}
+
+
 def test_a_pid_that_was_another_process_before_is_read_anew(tmp_path: Path) -> None:
     m = Machine(tmp_path)
     m.process(10, anon=GIB, private=0.5)
