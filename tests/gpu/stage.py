@@ -46,6 +46,7 @@ class World:
     card: Card
     big: Path
     models: Path
+    reports_shortage: bool  # does the driver tell that it has no memory?
 
     def used(self, model: str) -> dict[str, int]:
         """What a fresh look says that a loaded model uses, by pool."""
@@ -105,7 +106,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     toml += f'[models.crash]\npath = "{hello}"\nenv = {{ TEST_STACK = "64" }}\n'
     with DaemonFactory(folder) as daemons:
         daemon = daemons.start(toml, module="tests.gpu.daemon", env=env)
-        yield World(daemon, card, big, models)
+        listed = subprocess.run([server, "--list-devices"], env={**os.environ, VISIBLE: "0"}, capture_output=True,
+                                text=True, timeout=PATIENCE, check=True).stdout  # fmt: skip
+        yield World(daemon, card, big, models, "(LLVM 15." in listed)
     card.close()
 
 
@@ -213,10 +216,13 @@ def failed(world: World, name: str) -> dict[str, Any]:
 
 
 def test_a_driver_without_memory(world: World) -> None:
+    """Newer lavapipe does not notice that an allocation has failed, and crashes; that of Debian 12 reports it."""
     error = failed(world, "greedy")
-    assert error["cause"] == "oom-kill", error
-    assert "ran out of memory" in error["message"]
-    assert "ErrorOutOfDeviceMemory" in " ".join(error["tail"])
+    if "ErrorOutOfDeviceMemory" in " ".join(error["tail"]) or world.reports_shortage:
+        assert error["cause"] == "oom-kill", error
+        assert "ran out of memory" in error["message"]
+    else:
+        assert "SIGSEGV" in error["message"], error
 
 
 def test_a_backend_that_aborts(world: World) -> None:
