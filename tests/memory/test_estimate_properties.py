@@ -9,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
+from accelerd.devices.model import usable
 from accelerd.estimate.estimate import EstimateSettings, estimate
 from accelerd.estimate.gguf import Header
-from accelerd.estimate.placing import divided
+from accelerd.estimate.placing import divided, options
 from accelerd.estimate.tensor_places import HOST
 from accelerd.estimate.tensors import GgufModel, Tensor
 from tests.memory.animals import alone, animal
+from tests.memory.test_placing import APU, CPU, card
 
 QUICK = settings(max_examples=60)
 KEYS = [
@@ -41,7 +43,8 @@ claim = st.one_of(number, number.map(lambda one: -one), st.booleans(), st.floats
                   st.lists(number, max_size=5).map(tuple))  # fmt: skip
 LEAST = 2048  # tokens of a context from which on a batch is of one size, and what is computed grows with it
 
-shape = st.lists(st.sampled_from([0, 1, 2, 3, 64, 96, 512, 1 << 20]), min_size=1, max_size=3).map(tuple)
+ROWS = [0, 1, 2, 3, 64, 96, 512, 1 << 20, 1 << 62, (1 << 64) - 1]
+shape = st.lists(st.sampled_from(ROWS), min_size=1, max_size=3).map(tuple)
 
 
 @st.composite
@@ -125,3 +128,15 @@ def test_however_it_is_divided_no_weight_and_no_cell_is_lost(layers: int, contex
             shares = found.placed((first, second))
             assert sum(share.weights for share in shares) == host.weights
             assert sum(share.cache for share in shares) == host.cache
+
+
+@QUICK
+@given(models(), wanted, st.lists(st.sampled_from([0, 1, 1 << 33, 1 << 62]), max_size=4),
+       st.sampled_from([None, 0, 5, 1 << 62, "all"]), st.sampled_from([None, (0,), (1 << 62,)]))  # fmt: skip
+def test_whatever_a_header_claims_there_is_a_way_to_place_it(
+    model: GgufModel, want: EstimateSettings, sizes: list[int], layers: int | str | None, left: tuple[int, ...] | None
+) -> None:
+    gpus = usable([card(slot, size) for slot, size in enumerate(sizes, 1)] + [APU, CPU])
+    found = options(estimate(model, structs.replace(want, fit_target=left)), gpus, gpu_layers=layers, wanted_gpus=None)
+    assert found
+    assert all(amount >= 0 for need in found for amount in need.amounts.values())
