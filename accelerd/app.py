@@ -50,6 +50,7 @@ from accelerd.policy.event_log import EventLog, StatusLine
 from accelerd.policy.memory_pressure import MemoryPressureRelief
 from accelerd.policy.notifications import DesktopNotifications
 from accelerd.policy.pins import Pins
+from accelerd.policy.runtime_directory import RuntimeDirectory
 from accelerd.policy.sleep import SleepPolicy
 from accelerd.policy.socket_unit import SocketUnit
 from accelerd.policy.takeover import Successor
@@ -200,12 +201,18 @@ class Parts(ControlParts):
         self.listeners = Listeners(
             self.gateway, config.server, passed, roots.control_socket, sockets.release, sockets.store
         )
+        self.runtime_directory = RuntimeDirectory(
+            roots, self.listeners.restore_control, supervisor.sockets, self.models.relaunch
+        )
         exporter = session_exporter(buses.session, events)
         self.bus_service = BusService(exporter, str(roots.runtime))
 
     def degraded(self) -> tuple[str | None, ...]:
         """What parts of it cannot do on this machine."""
-        return self.state.degraded, self.devices.degraded, self.memory.degraded, self.bus_service.degraded
+        return (
+            self.state.degraded, self.devices.degraded, self.memory.degraded, self.bus_service.degraded,
+            self.runtime_directory.problem,
+        )  # fmt: skip
 
 
 def engines_of(

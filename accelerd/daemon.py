@@ -170,11 +170,12 @@ class Daemon:
             repair = tasks.create_task(self._parts.upkeep.repair(), name="repair of toolboxes")
             clock_boost = tasks.create_task(self._parts.clock_boost.run(), name="clock boost")
             survey = tasks.create_task(self._parts.models.survey(), name="survey")
+            runtime = tasks.create_task(self._parts.runtime_directory.run(), name="runtime directory")
             listen_again = tasks.create_task(self._listen_again(), name="listen again")
             if not self._mention_errors():
                 tasks.create_task(asyncio.to_thread(self._last_good.keep, self._config), name="last good configuration")
             await self._stop.wait()
-            for task in (preload, reload, repair, clock_boost, survey, listen_again):
+            for task in (preload, reload, repair, clock_boost, survey, runtime, listen_again):
                 task.cancel()
         while not self._reloads.empty():
             _refuse(self._reloads.get_nowait(), _shutting_down())

@@ -77,6 +77,10 @@ class ConfiguredModels:
         self._configure(relaunch)
         self._survey_due.set()
 
+    def relaunch(self, names: Sequence[str]) -> None:
+        """Replace these when they are idle."""
+        self._configure([*names, *(one.spec.name for one in self._scheduler.snapshots() if one.outdated)])
+
     async def try_out(self, spec: ModelSpec | None) -> None:
         """Have this model beside the configured ones; None: have it no more."""
         self._trial = (spec, await self._model_info.forecast(spec, ask=True)) if spec is not None else None

@@ -158,6 +158,11 @@ class Listeners:
             if at is None or not any(covers(address, at[:2]) for address in self._tcp):
                 connection.close_when_idle()
 
+    async def restore_control(self) -> None:
+        """Listen on the control socket anew: its file was removed. StartError."""
+        self._unix.append(bind_unix(self._control))
+        await self.open()
+
     async def try_again(self) -> bool:
         """Listen on what could not be had at the start. Has anything changed?"""
         before = dict(self._lacking)

@@ -134,6 +134,11 @@ class ProcessSupervisor(Supervisor):
         loading = life.loading
         return InstanceProgress(line, loading.resident, loading.taken_in) if loading else InstanceProgress(line)
 
+    def sockets(self) -> dict[str, str]:
+        """By model, the unix socket at which its process listens."""
+        plans = {life.spec.name: life.facts().plan for life in self._instances.values()}
+        return {name: plan.endpoint.unix for name, plan in plans.items() if plan is not None and plan.endpoint.unix}
+
     def output(self, model: str) -> OutputRing:
         """What the instances of a model printed; empty for one that never ran."""
         return self._rings.setdefault(model, OutputRing())
