@@ -40,6 +40,8 @@ HOMES = {
 class DisturbedWorld(World):
     """A World with more that may happen to it. `lasting`: nothing ends its daemon."""
 
+    patience = 120.0  # toolboxes that start while the machine has much to do take long
+
     def __init__(
         self, service: Service, models: dict[str, Kind], *, tcp: bool, seed: int, lasting: bool = False
     ) -> None:
@@ -149,8 +151,10 @@ class DisturbedWorld(World):
         argv = ["kill", "--signal=KILL"] if how == "kill" else ["restart"]
         self.service.manager.systemctl(*argv, "dbus.service")
         call = ["busctl", "--user", "get-property", *MANAGER, "Version"]
-        eventually(lambda: self.service.manager.run(call, check=False).returncode == 0, "it is on the next bus")
-        eventually(lambda: self.service.status()["degraded"] == before, "it knows that it is")
+        eventually(
+            lambda: self.service.manager.run(call, check=False).returncode == 0, "it is on the next bus", self.patience
+        )
+        eventually(lambda: self.service.status()["degraded"] == before, "it knows that it is", self.patience)
 
     def reset(self) -> None:
         """What a person does about models that failed while the disk was full or the machine overrun."""
@@ -168,7 +172,7 @@ class DisturbedWorld(World):
     def unload_all(self) -> None:
         for name in self.models:
             self.service.events(f"unload?model={name}&force=1")
-        eventually(lambda: not self.wrong(), "it is at rest")
+        eventually(lambda: not self.wrong(), "it is at rest", self.patience)
 
     def counts(self) -> dict[str, int]:
         """What a daemon holds that is at rest and has no model."""
@@ -193,7 +197,7 @@ class DisturbedWorld(World):
         """What is there after the daemon was stopped."""
         self.service.stop_all()
         with contextlib.suppress(AssertionError):
-            eventually(self.service.nothing_left, "nothing is left")
+            eventually(self.service.nothing_left, "nothing is left", self.patience)
         files = self.service.files()
         return {
             "processes": len(marked(self.service)),

@@ -58,6 +58,8 @@ class Kind:
 class World:
     """See the module's text. `tcp`: the models listen on ports."""
 
+    patience = 20.0  # s until it is at rest
+
     def __init__(self, service: Service, models: dict[str, Kind], *, tcp: bool, seed: int = SEED) -> None:
         self.service = service
         self.models = models
@@ -178,7 +180,7 @@ class World:
             trouble[:] = self.wrong()
             return not trouble
 
-        assert wait_until(at_rest, 20), (self.seed, trouble, self.done[-12:], self.service.leftovers())
+        assert wait_until(at_rest, self.patience), (self.seed, trouble, self.done[-12:], self.service.leftovers())
         pids = {m["name"]: m["pid"] for m in self.service.status()["models"]}
         assert self.kept.items() <= pids.items(), (self.seed, self.kept, pids, self.done[-12:], self.service.output())
 
