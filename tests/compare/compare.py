@@ -205,7 +205,10 @@ def mended(body: Body, model: str, engine: Answer) -> Answer:
         if "n_ctx" in error:
             tokens, limit = error["n_prompt_tokens"], error["n_ctx"]
             text = f"prompt is too long: {tokens} tokens > {limit} maximum" if anthropic else error["message"]
-            error |= {"code": "context_length_exceeded", "message": text + LARGER.format("`context`", model)}
+            error |= {
+                "code": "context_length_exceeded",
+                "message": f"{text}; {model} was trained for no more than {CONTEXT}",
+            }
         elif (large := TOO_LARGE.match(error["message"])) is not None:
             text = f"the input has {large[1]} tokens, a batch of this model {large[2]}"
             keys = LARGER.format("`ubatch`, `batch` and `context`", model)
