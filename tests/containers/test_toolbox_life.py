@@ -130,7 +130,7 @@ async def test_working_directory_and_a_login_shell_that_talks(containers: World)
 
 
 async def test_a_login_shell_that_never_comes_to_it(containers: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("accelerd.supervise.homes.containers.toolbox.START_PATIENCE", 1.5)
+    monkeypatch.setattr("accelerd.supervise.homes.containers.toolbox.START_PATIENCE", 5.0)
     with containers.at_login("echo waiting for godot; sleep 61\n"):
         life = Life(containers, containers.toolbox_home(), containers.launch())
         with pytest.raises(HomeError, match=r"login shell wait.*waiting for godot"):
