@@ -25,6 +25,7 @@ from accelerd.config import Config, ConfigErrors, Problem, check, diff
 from accelerd.config.load import vanished
 from accelerd.config.model import ConfigApplied
 from accelerd.config.problems import first_error
+from accelerd.config.rules import lost_programs
 from accelerd.control.api import ControlApi
 from accelerd.control.configured_models import Forecasts
 from accelerd.control.downloads import fetch
@@ -386,11 +387,17 @@ class Daemon:
         return (await asyncio.to_thread(self._on_disk))[1]
 
     def _on_disk(self) -> tuple[Config | None, list[Problem]]:
-        """What the files say now. That one is gone says nothing: a disk, or whoever writes it anew, may be slow."""
+        """What the files say now. That one is gone says nothing: a disk, or whoever writes it anew, may be slow.
+
+        A program that is not there would replace models that run by ones that cannot.
+        """
         roots = self._parts.roots
         config, problems = check(roots.config_file, roots.home)
         if config is not None and (gone := vanished(self._config, config, roots.config_file)):
             return None, [gone, *problems]
+        if config is not None and (lost := list(lost_programs(self._config, config))):
+            known = {(problem.file, problem.line, problem.key) for problem in lost}
+            return None, [*lost, *(one for one in problems if (one.file, one.line, one.key) not in known)]
         return config, problems
 
 

@@ -1,7 +1,7 @@
 """Checks that involve several keys: each rule looks at the resolved configuration and yields the problems it finds.
 
 Owns unique names, mutually exclusive keys, references, and the safety of addresses and of arguments for engines.
-`warnings` also looks at the file system and is for `accelctl config check`. Must never change anything.
+`warnings` and `lost_programs` also look at the file system. Must never change anything.
 """
 
 from __future__ import annotations
@@ -71,12 +71,32 @@ def warnings(entries: ConfigEntries, tables: ConfigTables, config: Config) -> It
         lambda spec: (*_files(spec), *without_effect(spec), *_fits(spec, limit), *_same_container(spec, config)),
         "warning",
     )
-    programs = {
-        "llama-server": config.llama_server.binary, "flm": config.flm.binary, "lemonade": config.lemonade.binary,
-    }  # fmt: skip
-    for engine, program in programs.items():
+    for engine, program in _programs(config).items():
         if reason := _file_reason(program, program=True):
             yield _global(config, f"engines.{engine}.binary", reason, "warning")
+
+
+def lost_programs(before: Config, now: Config) -> Iterator[Problem]:
+    """Programs that models would be started with from now on, and that cannot be run: these models run as they are."""
+
+    def check(spec: ModelSpec) -> Iterator[tuple[str, str]]:
+        old = before.models.get(spec.name)
+        changed = old is not None and not spec.contained and spec.binary != old.binary
+        if changed and (reason := _file_reason(spec.binary, program=True)):
+            yield "binary", reason
+
+    yield from _of_models(now, check)
+    earlier = _programs(before)
+    for engine, program in _programs(now).items():
+        users = [spec for spec in now.models.values() if spec.engine == engine and not (spec.binary or spec.contained)]
+        changed = program != earlier[engine] and any(spec.name in before.models for spec in users)
+        if changed and (reason := _file_reason(program, program=True)):
+            yield _global(now, f"engines.{engine}.binary", reason)
+
+
+def _programs(config: Config) -> dict[str, str | None]:
+    """By engine."""
+    return {"llama-server": config.llama_server.binary, "flm": config.flm.binary, "lemonade": config.lemonade.binary}
 
 
 def _of_models(

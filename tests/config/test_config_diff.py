@@ -8,6 +8,7 @@ from config_home import Home
 from accelerd.config import Config, diff
 from accelerd.config.diff import ConfigDiff
 from accelerd.config.model import LAUNCH_FIELDS, ModelSpec
+from accelerd.config.rules import lost_programs
 
 BASE = '[models.a]\npath = "/a"\n[models.b]\npath = "/b"\n'
 
@@ -91,3 +92,22 @@ def test_routes_are_told_by_name(home: Home) -> None:
     assert diff(home.load(routed), home.load(routed.replace('"a", ', ""))).settings == ("routes.auto",)
     assert diff(home.load(routed), home.load(BASE)).settings == ("routes.auto",)
     assert not diff(home.load(routed), home.load(routed))
+
+
+def test_a_program_that_models_would_lose_is_a_mistake_where_it_is_written(home: Home) -> None:
+    def lost(before: str, now: str) -> list[tuple[int | None, str]]:
+        old = home.load(before)
+        return [(one.line, one.key) for one in lost_programs(old, home.load(now)) if one.severity == "error"]
+
+    there, gone = '[engines.llama-server]\nbinary = "/bin/sh"\n', '[engines.llama-server]\nbinary = "/mistyped"\n'
+    assert lost(there + BASE, gone + BASE) == [(2, "engines.llama-server.binary")]
+    assert lost(BASE, gone + BASE) == [(2, "engines.llama-server.binary")]
+    assert lost(gone + BASE, gone + BASE + "context = 512") == [], "it is no worse than before"
+    assert lost(gone + BASE, there + BASE) == []
+    assert lost("", gone + BASE) == [], "no model loses anything"
+    own = BASE.replace("\n[models.b]", '\nbinary = "/bin/sh"\n[models.b]')
+    assert lost(own, own.replace("/bin/sh", "/bin")) == [(3, "models.a.binary")]
+    assert lost(own, own + 'binary = "/etc/passwd"') == [(6, "models.b.binary")]
+    flm = '[models.c]\nengine = "flm"\nmodel = "x:1b"\n'
+    assert lost(flm, gone + flm) == [], "another engine's"
+    assert lost(flm, '[engines.flm]\nbinary = "/mistyped"\n' + flm) == [(2, "engines.flm.binary")]

@@ -91,6 +91,25 @@ def test_a_configuration_that_is_gone_is_none_that_is_empty(daemons: DaemonFacto
     assert daemon.control("POST", "reload").json()["removed"] == ["a"]
 
 
+def test_a_program_that_is_not_there_replaces_no_model(daemons: DaemonFactory, site: Site) -> None:
+    """In the engine's table and in the model's own; what fails is another start when the path is corrected."""
+    daemon = daemons.start(site.model("m"))
+    pid = _load(daemon, "m")
+    for written in (
+        '[engines.llama-server]\nbinary = "/mistyped"\n' + site.model("m").replace("binary = ", "# "),
+        site.model("m", binary="/mistyped"),
+    ):
+        daemon.configure(written)
+        refused = daemon.control("POST", "reload")
+        assert (refused.status, refused.code) == (422, "config_invalid")
+        (problem,) = refused.json()["error"]["problems"]
+        assert "no such file: /mistyped" in problem["message"]
+        assert daemon.config.read_text().splitlines()[problem["line"] - 1] == 'binary = "/mistyped"'
+        assert daemon.status("m")["pid"] == pid
+    daemon.configure(site.model("m"))
+    assert daemon.control("POST", "reload").json()["unchanged"] == ["m"]
+
+
 def test_streams_go_on_while_models_are_kept_replaced_and_removed(daemons: DaemonFactory, site: Site) -> None:
     def toml(names: str, **changed: object) -> str:
         return QUICK + "".join(site.model(name, "ok", STREAM, **(changed if name in "bd" else {})) for name in names)
