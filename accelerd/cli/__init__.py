@@ -153,7 +153,7 @@ def dispatch(argv: Sequence[str], env: Mapping[str, str], stdin: TextIO, out: Cl
     out.json_mode = shared.json
     roots = Roots.from_env(env)
     named = shared.socket or env.get(names.ENV_SOCKET)
-    client = DaemonClient(Path(named or roots.control_socket))
+    client = DaemonClient(Path(named or roots.control_socket), sudo_user=env.get("SUDO_USER", ""))
     context = Context(roots=roots, client=client, out=out, stdin=stdin, env=env)
     try:
         return command.run(context, args)

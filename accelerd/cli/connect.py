@@ -46,10 +46,16 @@ class DaemonClient:
     """accelerd behind one control socket. Every call opens a connection of its own; all raise Failure."""
 
     def __init__(
-        self, path: Path, *, answer_timeout: float = ANSWER_TIMEOUT, event_timeout: float = EVENT_TIMEOUT
+        self,
+        path: Path,
+        *,
+        answer_timeout: float = ANSWER_TIMEOUT,
+        event_timeout: float = EVENT_TIMEOUT,
+        sudo_user: str = "",
     ) -> None:
-        """Timeouts in seconds: of one answer, and between two events of a long operation."""
+        """Timeouts in seconds: of one answer, and between two events of a long operation. `sudo_user`: see below."""
         self.path = path
+        self._start_hint = start_hint(sudo_user)
         self._answer_timeout = answer_timeout
         self._event_timeout = event_timeout
 
@@ -131,7 +137,7 @@ class DaemonClient:
             yield
         except (FileNotFoundError, ConnectionRefusedError) as error:
             text = f"accelerd is not running (nothing listens on {self.path})"
-            raise unreachable(text, "not_running", f"start it: {START_COMMANDS}") from error
+            raise unreachable(text, "not_running", self._start_hint) from error
         except PermissionError as error:
             text = f"cannot open {self.path}: it belongs to another user"
             raise unreachable(text, "not_permitted", "run accelctl as the user who runs accelerd") from error
@@ -143,6 +149,13 @@ class DaemonClient:
         except OSError as error:  # a path that is too long or is no socket
             text = f"cannot open {self.path}: {error.strerror or error}"
             raise unreachable(text, "not_reachable", "check --socket and $ACCELERD_SOCKET") from error
+
+
+def start_hint(sudo_user: str) -> str:
+    """What to do when accelerd does not run. `sudo_user`: who has called sudo, "" if nobody has."""
+    if sudo_user:
+        return f"accelerd is a service of its user: run accelctl without sudo, as {sudo_user}"
+    return f"start it: {START_COMMANDS}"
 
 
 def unreachable(message: str, code: str, hint: str) -> Failure:

@@ -131,7 +131,7 @@ class TreeWalker:
         else:
             self._put(path, INVALID)
             one = node.item is not None and _converts(value, node.item)
-            hint = f"; a single one is written in brackets: [{_got(value, node)}]" if one and not node.secret else ""
+            hint = f"; {_in_brackets(value, node)}" if one and not node.secret else ""
             self._report(path, f"expected {node.expects}, got {_got(value, node)}{hint}")
 
     def _element(self, node: SchemaNode, value: Any, path: KeyPath) -> Any:
@@ -190,6 +190,12 @@ class TreeWalker:
 
     def _report(self, path: KeyPath, message: str) -> None:
         self.problems.append(Problem(self._file, self._line(path), key_text(path), message))
+
+
+def _in_brackets(value: Any, node: SchemaNode) -> str:
+    words = value.split() if isinstance(value, str) and value.startswith("-") else [value]  # an option and its value
+    elements = ", ".join(_got(word, node) for word in words)
+    return f"{'each' if len(words) > 1 else 'a single'} one is written in brackets: [{elements}]"
 
 
 def _converts(value: Any, node: SchemaNode) -> bool:

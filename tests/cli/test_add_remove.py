@@ -359,6 +359,14 @@ def test_remove_of_nothing(ctl: Ctl, model: Path) -> None:
     assert "did you mean tiny-chat?" in result.err
 
 
+def test_remove_says_that_a_configuration_was_invalid_already(ctl: Ctl, model: Path) -> None:
+    assert ctl("add", "tiny").status == 0
+    ctl.configure("[models.mine]\npath = '/m'\ncontxt = 5\n")
+    result = ctl("remove", "tiny-chat")
+    assert result.status == 4
+    assert "nothing was removed: the configuration is invalid: accelerd.toml:3: models.mine.contxt" in result.err
+
+
 def test_remove_that_would_break_the_configuration_is_undone(ctl: Ctl, model: Path) -> None:
     assert ctl("add", "tiny").status == 0
     file = ctl.config_file.parent / "accelerd.toml.d/tiny-chat.toml"

@@ -31,6 +31,12 @@ def test_daemon_not_running_names_the_command_that_starts_it(ctl: Ctl, argv: lis
     assert "systemctl --user start accelerd" in result.err
 
 
+def test_under_sudo_another_users_accelerd_is_not_started(ctl: Ctl) -> None:
+    err = ctl("status", SUDO_USER="tester").err
+    assert "without sudo, as tester" in err
+    assert "systemctl" not in err
+
+
 def test_daemon_not_running_as_json(ctl: Ctl) -> None:
     result = ctl("status", "--json")
     assert result.status == 3

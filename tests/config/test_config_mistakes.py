@@ -491,6 +491,7 @@ def test_nobody_can_listen_nowhere(home: Home) -> None:
         ('[server]\nlisten = "127.0.0.1:4711"\n', 'a single one is written in brackets: ["127.0.0.1:4711"]'),
         ('[models.m]\npath = "/m"\naliases = "gpt"\n', 'a single one is written in brackets: ["gpt"]'),
         ('[models.m]\npath = "/m"\nextra_args = "--verbose"\n', 'a single one is written in brackets: ["--verbose"]'),
+        ('[models.m]\npath = "/m"\nextra_args = "-ngl 99"\n', 'each one is written in brackets: ["-ngl", "99"]'),
     ],
 )
 def test_a_value_that_should_be_an_array_shows_how(home: Home, text: str, words: str) -> None:

@@ -43,8 +43,9 @@ def remove(context: Context, name: str) -> dict[str, Any]:
 
         for one, data in before.items():
             restore(one, data)
+        why = f"without {name} the configuration would be" if before_it is not None else "the configuration is"
         raise invalid(
-            f"nothing was removed: without {name} the configuration would be invalid: {first_error(problems)}",
+            f"nothing was removed: {why} invalid: {first_error(problems)}",
             [problem.as_dict() for problem in problems],
             next((f"delete your own settings of {name} first ({one.file}:{one.line}), then: {accelctl('remove', name)}"
                   for one in problems if one.key == key_text(("models", name))), ""),
