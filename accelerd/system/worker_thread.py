@@ -71,31 +71,45 @@ class WorkerThread:
 class DaemonThreadExecutor(ThreadPoolExecutor):
     """The event loop's executor, whose end waits for what runs for a moment only.
 
-    Of the base class, which the loop insists on, only the type is used. A thread starts when none is idle.
+    Of the base class, which the loop insists on, only the type is used. A thread starts when all others have a call.
     """
 
     def __init__(self) -> None:
         super().__init__(MOST)
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._idle = threading.Semaphore(0)
+        self._lock = threading.Lock()
+        self._open = 0  # calls that have not ended
         self._serving: list[threading.Thread] = []
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         future: Future[T] = Future()
 
         def job() -> None:
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(fn(*args, **kwargs))
-                except BaseException as error:
-                    future.set_exception(error)
+            if not future.set_running_or_notify_cancel():
+                self._ended()
+                return
+            try:
+                result = fn(*args, **kwargs)
+            except BaseException as error:
+                self._ended()
+                future.set_exception(error)
+            else:
+                self._ended()
+                future.set_result(result)
 
-        self._jobs.put(job)
-        if not self._idle.acquire(blocking=False) and len(self._serving) < MOST:
-            thread = threading.Thread(target=self._serve, name=f"blocking {len(self._serving)}", daemon=True)
-            self._serving.append(thread)
-            thread.start()
+        with self._lock:
+            self._open += 1
+            self._jobs.put(job)
+            if len(self._serving) < min(self._open, MOST):
+                thread = threading.Thread(target=self._serve, name=f"blocking {len(self._serving)}", daemon=True)
+                self._serving.append(thread)
+                thread.start()
         return future
+
+    def _ended(self) -> None:
+        """A call has: whoever hears of that finds this thread free."""
+        with self._lock:
+            self._open -= 1
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         until = time.monotonic() + GRACE
@@ -105,13 +119,6 @@ class DaemonThreadExecutor(ThreadPoolExecutor):
             thread.join(max(until - time.monotonic(), 0))
 
     def _serve(self) -> None:
-        while True:
-            try:
-                job = self._jobs.get_nowait()
-            except queue.Empty:
-                self._idle.release()
-                job = self._jobs.get()
-            if job is None:
-                return
+        while (job := self._jobs.get()) is not None:
             job()
             del job
