@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-import logging
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -53,8 +52,6 @@ from accelerd.gateway.stream_assembly import ask_for_stream, assemble
 from accelerd.supervise.exit_messages import failed_allocation
 from accelerd.supervise.homes.containers.refresh_context import RefreshRecord
 from accelerd.supervise.instance_records import RecordStore
-
-logging.getLogger("accelerd").setLevel(logging.CRITICAL)
 
 GIB = 1 << 30
 GPUS = usable(
