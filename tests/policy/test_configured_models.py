@@ -9,6 +9,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from accelerd.base.events import EventStream
+from accelerd.base.ports import Roots
 from accelerd.config import Config
 from accelerd.config.model import ModelSpec
 from accelerd.control.configured_models import ConfiguredModels
@@ -20,6 +21,7 @@ from accelerd.scheduler.events import ModelLoaded
 
 HERE, BOXED = ModelSpec("here", path="/m.gguf"), ModelSpec("boxed", path="/m.gguf", home="toolbox", container="llama")
 
+ROOTS = Roots.from_env({"HOME": "/"})
 PROVISIONAL = Forecast((in_ram(9, "nobody was asked"),), provisional=True)
 
 
@@ -64,7 +66,7 @@ class World:
 
     def models(self, events: EventStream, limit: float = 10.0) -> ConfiguredModels:
         store, learned = SimpleNamespace(load_seconds=lambda key: None), Learned((), lambda entries: None)
-        info: Any = ModelInfo({"llama-server": self}, store, None, tuple, learned, events)  # type: ignore
+        info: Any = ModelInfo({"llama-server": self}, store, ROOTS, tuple, learned, events)  # type: ignore
         config = Config(models={"here": HERE, "boxed": BOXED})
         models = ConfiguredModels(config, self, info, PowerSaving(None, events), events, limit)  # type: ignore
         models.configure(config, [(spec, self.known.get(spec.name, PROVISIONAL)) for spec in (HERE, BOXED)])
@@ -127,7 +129,7 @@ async def test_a_disk_that_does_not_answer_holds_up_no_start() -> None:
             return Forecast((in_ram(7, "estimated"),))
 
     store, learned = SimpleNamespace(load_seconds=lambda key: None), Learned((), lambda entries: None)
-    one: Any = ModelInfo({"llama-server": Engine()}, store, None, tuple, learned, EventStream(), 0.05)  # type: ignore
+    one: Any = ModelInfo({"llama-server": Engine()}, store, ROOTS, tuple, learned, EventStream(), 0.05)  # type: ignore
     found = {spec.name: forecast for spec, forecast in await one.forecasts([HERE, BOXED])}
     assert found["here"].options[0].total == 7
     assert "did not answer" in found["boxed"].options[0].source
@@ -145,7 +147,7 @@ async def test_advice_for_a_model_that_was_seen_to_need_more_than_estimated_coun
             return "it would fit with context = 4096" if room["ram"] < 100 else "it would fit as it is"
 
     store, learned = SimpleNamespace(load_seconds=lambda key: None), Learned((), lambda entries: None)
-    one: Any = ModelInfo({"llama-server": Engine()}, store, None, tuple, learned, EventStream())  # type: ignore
+    one: Any = ModelInfo({"llama-server": Engine()}, store, ROOTS, tuple, learned, EventStream())  # type: ignore
     assert (await one.forecast(HERE)).options[0].total == 100
     assert "as it is" in one.suggest_smaller(HERE, {"ram": 150})
     learned.outgrown("k", in_ram(100, "estimated"), 200, model="here")

@@ -16,6 +16,7 @@ import pytest
 
 from accelerd.base.exits import Cause
 from accelerd.engines.base import Endpoint, LaunchPlan
+from accelerd.memory.resident import shared
 from accelerd.supervise.process.processes import ListenerOwner, tcp_owner
 from tests.supervise.bench import FAKE_SERVER, SupervisorBench, alive, free_port
 
@@ -209,15 +210,16 @@ async def test_probe_of_a_hung_engine_does_not_hold_up_its_stop(bench: Superviso
     assert "answered health checks but no requests" in exit.message
 
 
-async def test_memory_of_all_processes(bench: SupervisorBench) -> None:
+async def test_all_processes_of_an_instance_are_found(bench: SupervisorBench) -> None:
     async with bench:
         number = bench.start(f"alloc:{32 << 20},fork-wrapper")
         await bench.ready(number)
-        used = await bench.supervisor.memory(number)
-        assert used is not None
-        assert 32 << 20 < used < 200 << 20
+        pids = bench.supervisor.process_finder()()[number]
+        shares = [share.total for pid in pids if (share := shared(Path("/proc"), pid)) is not None]
+        assert len(shares) > 1
+        assert 32 << 20 < sum(shares) < 200 << 20
         await bench.stopped(number)
-        assert await bench.supervisor.memory(number) is None
+        assert number not in bench.supervisor.process_finder()()
 
 
 async def test_a_bug_in_the_listener_ends_the_instance_and_is_logged(
