@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from accelerd.base.decoding import from_json
 from accelerd.base.errors import AccelError
 from accelerd.gateway.corrections import WholeEvents, event_of
 
@@ -37,7 +38,7 @@ def joined(answers: Sequence[bytes]) -> bytes:
     if len(answers) == 1:
         return answers[0]
     try:
-        whole: list[Json] = [msgspec.json.decode(answer, type=Json) for answer in answers]
+        whole = [from_json(answer, dict[str, Any]) for answer in answers]
         choices = [choice for answer, one in enumerate(whole) for choice in _numbered(one, answer, len(whole))]
     except UNKNOWN:
         raise AccelError("upstream_failed", "the engine answered with no choices") from None
@@ -72,7 +73,7 @@ class JoinedStreams(WholeEvents):
         if not event.startswith(b"data: {"):
             return None if event == b"data: null" or (self.more and event == b"data: [DONE]") else event
         try:
-            data = msgspec.json.decode(event[6:], type=Json)
+            data = from_json(event[6:], dict[str, Any])
             if "error" in data:
                 self._count = 0  # it is the last
                 return event

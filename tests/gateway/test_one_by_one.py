@@ -80,6 +80,8 @@ ODD = [
     b'{"choices": [{}]}',
     b'{"choices": [5]}',
     b'{"choices": [{"index"',
+    b'{"choices": ' + b"[" * 100_000,
+    b'{"choices": "\xff"}',
 ]
 
 

@@ -71,16 +71,21 @@ def names(stream: bytes) -> set[str]:
     return {json.loads(event)["model"] for event in events}
 
 
+def check_messages(daemon: Daemon, model: str) -> None:
+    """The model answers in Anthropic's API, in accelerd's name for it."""
+    asked = {"model": model, "max_tokens": 4, "messages": [{"role": "user", "content": "hi"}]}
+    message = daemon.send("POST", "/v1/messages", asked)
+    assert message.status == 200, message.body
+    assert message.json()["model"] == model
+
+
 def test_chat_stream_and_messages(daemon: Daemon, llama_server: str) -> None:
     answer = daemon.chat("one", max_tokens=4)
     assert answer.status == 200, answer.body
     assert answer.json()["model"] == "one"
     with streaming(daemon, "one", max_tokens=4) as response:
         assert names(response.read()) == {"one"}
-    asked = {"model": "one", "max_tokens": 4, "messages": [{"role": "user", "content": "hi"}]}
-    message = daemon.send("POST", "/v1/messages", asked)
-    assert message.status == 200, message.body
-    assert message.json()["model"] == "one"
+    check_messages(daemon, "one")
     process = backend(daemon, "one")
     assert os.path.samefile(process.exe(), llama_server) or llama_server in process.cmdline()
 
@@ -139,9 +144,6 @@ def test_a_server_that_is_already_running(daemons: DaemonFactory, standin: Stand
             assert daemon.chat(name, max_tokens=4).json()["model"] == name
         with streaming(daemon, "two", max_tokens=4) as response:
             assert names(response.read()) == {"two"}
-        asked = {"model": "one", "max_tokens": 4, "messages": [{"role": "user", "content": "hi"}]}
-        message = daemon.send("POST", "/v1/messages", asked)
-        assert message.status == 200, message.body
-        assert message.json()["model"] == "one"
+        check_messages(daemon, "one")
         assert daemon.stop() == 0
         assert server.loaded() == []
