@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from accelerd.supervise.homes.containers.handoff import inner_environment
+from accelerd.supervise.homes.containers.handoff import NOT_FOUND, inner_environment
 from accelerd.supervise.homes.home import HomeError, NoProgram
 
 from .world import Life, World, find, parent, read
@@ -75,11 +75,12 @@ async def test_exit_statuses_are_exact(containers: World, code: int) -> None:
     assert life.text.endswith("over\n")
 
 
-async def test_a_program_that_ends_at_once_has_ended(containers: World) -> None:
-    argv = ("sh", "-c", "echo no such flag >&2; exit 3")
+@pytest.mark.parametrize("code", [3, NOT_FOUND])
+async def test_a_program_that_ends_at_once_has_ended(containers: World, code: int) -> None:
+    argv = ("sh", "-c", f"echo no such flag >&2; exit {code}")
     life = await Life(containers, containers.toolbox_home(), containers.launch(argv=argv)).start()
     await life.ended.wait()
-    assert await life.gone() == 3
+    assert await life.gone() == code
     assert life.text == "no such flag\n"
 
 

@@ -50,12 +50,15 @@ ulimit -c 0
 (
   # Removed first: with this environment runs the program and nothing else, or that would be taken for it.
   exec 3<"$env.taken" && rm -f -- "$env.taken"
+  set -- "$end" "$@"
   . /proc/self/fd/3
   exec 3<&-
-  if ! command -v "$1" >/dev/null 2>&1; then
-    echo "$1: no such program in this container"
+  if ! command -v "$2" >/dev/null 2>&1; then
+    echo "$2: no such program in this container"
+    echo "0 96" >"$1"  # said here, since a program may end with any status
     exit 96
   fi
+  shift
   { echo "$oom" >/proc/self/oom_score_adj; } 2>/dev/null
   exec "$@"
 ) &
@@ -69,7 +72,7 @@ trap 'kill -TERM $child 2>/dev/null' TERM INT HUP
 wait $child; status=$?
 while [ $status -gt 128 ] && kill -0 $child 2>/dev/null; do wait $child; status=$?; done
 [ "$life" = - ] || kill -KILL $guard 2>/dev/null
-echo "$child $status" >"$end.new" && mv -f -- "$end.new" "$end"
+[ -e "$end" ] || { echo "$child $status" >"$end.new" && mv -f -- "$end.new" "$end"; }
 exit $status
 """
 
@@ -77,7 +80,7 @@ exit $status
 class ProgramExit(Struct, frozen=True):
     """How the program ended, as its parent saw it."""
 
-    pid: int
+    pid: int  # 0: there is no such program
     status: int  # the exit status, or minus the signal
 
 

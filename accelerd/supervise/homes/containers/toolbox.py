@@ -182,7 +182,7 @@ class ToolboxHome(ContainerHome):
             else:
                 start.end = start.handoff.end()
                 if start.end is not None:
-                    if start.end.status == NOT_FOUND:
+                    if not start.end.pid:
                         where = f"{self.kind} {start.container}"
                         raise NoProgram(f"cannot start {program}: no such program in {where}")
                     return None
