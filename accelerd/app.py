@@ -30,6 +30,7 @@ from accelerd.devices.setters import DirectSetter, HelperSetter, LevelSetters, O
 from accelerd.devices.udev import UdevSource
 from accelerd.devices.udev_events import PyudevMonitor
 from accelerd.engines.base import Endpoint, Engine
+from accelerd.engines.command import Command
 from accelerd.engines.flm.engine import Flm
 from accelerd.engines.lemonade import Lemonade
 from accelerd.engines.lemonade.catalogue import Catalogue
@@ -237,6 +238,7 @@ def engines_of(
     catalogue = lemonade.catalogue if isinstance(lemonade, LemonadeHome) else Catalogue()
     return {
         "llama-server": llama_server,
+        "command": Command(places=container_lookup(homes)),
         "flm": Flm(settings.flm, proc=roots.proc),
         "lemonade": Lemonade(
             settings.lemonade, catalogue, llama=partial(llama_server.features, ModelSpec("lemonade")), devices=devices

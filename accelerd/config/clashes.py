@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 
 from accelerd.config import units
+from accelerd.config.command import presets
 from accelerd.config.model import BUILT_IN, FINE_SETTINGS, ModelSpec
 from accelerd.config.resolve import DEFAULTS
 
@@ -19,7 +20,7 @@ def clashes(spec: ModelSpec, wrong: Collection[str | int] = ()) -> Iterator[Clas
     """`wrong`: keys with an invalid value."""
     yield from _consistent(spec)
     yield from _at_home(spec, wrong)
-    yield from _of_engine(spec)
+    yield from _of_engine(spec, wrong)
 
 
 def unfit(spec: ModelSpec, skipped: frozenset[str]) -> frozenset[str]:
@@ -108,11 +109,14 @@ LLAMA_SERVER_ONLY = (
 )  # fmt: skip
 
 
-# Of these, the settings that Lemonade passes on to its llama-servers.
-LEMONADE_TOO = ("cache_type_k", "cache_type_v", "flash_attention", "mmap", "batch", "ubatch", "threads")
+# Of these, what other engines heed: Lemonade passes it on to its llama-servers.
+TOO: dict[str, tuple[str, ...]] = {
+    "lemonade": ("cache_type_k", "cache_type_v", "flash_attention", "mmap", "batch", "ubatch", "threads"),
+    "command": ("gpus",),
+}
 
 
-def _of_engine(spec: ModelSpec) -> Iterator[Clash]:
+def _of_engine(spec: ModelSpec, wrong: Collection[str | int]) -> Iterator[Clash]:
     """What an engine does not support."""
     where = spec.origin("engine")
     if spec.engine == "llama-server":
@@ -120,12 +124,32 @@ def _of_engine(spec: ModelSpec) -> Iterator[Clash]:
             text = f"llama-server transcribes if `mmproj` is a projector for audio, without this setting ({where})"
             yield "transcription", text, "engine"
         return
+    if spec.engine == "command":
+        if not {"preset", "argv", "api", "environment"} & set(wrong):
+            yield from _of_command(spec)
+        return
     if spec.contained:
         yield "home", f"{spec.engine} does not run in a container ({where})", "engine"
     if spec.engine == "flm" and spec.rerank:
         yield "rerank", f"flm does not support reranking ({where})", "engine"
     if spec.engine == "flm" and spec.parallel > 1:
         yield "parallel", f"flm processes one request at a time ({where})", "engine"
+
+
+def _of_command(spec: ModelSpec) -> Iterator[Clash]:
+    command = spec.command
+    if command.preset is not None and command.preset not in presets():
+        return  # the rules say that
+    if not command.argv or not command.api:
+        known = ", ".join(f'"{name}"' for name in presets())
+        missing = "argv" if not command.argv else "api"
+        yield "engine", f"set command.{missing}, or command.preset to one of {known}", ""
+    elif len(command.placeholders & {"port", "socket"}) != 1:
+        yield "command", "argv needs {port} or {socket}: where the program shall listen", ""
+    if command.key_env is not None and "key_file" in command.placeholders:
+        yield "command", "set either key_env or {key_file} in argv, not both", ""
+    if command.probe_body is not None and command.probe_path is None:
+        yield "command", "probe_body has no effect without probe_path", ""
 
 
 NAMED_HOMES = ("toolbox", "distrobox", "container")  # need `container`
@@ -159,7 +183,7 @@ def without_effect(spec: ModelSpec) -> Iterator[tuple[str, str]]:
     """Settings that require a systemd unit, and settings that the engine does not support."""
     if spec.engine != "llama-server":
         for field in LLAMA_SERVER_ONLY:
-            if _written(spec, field) and not (spec.engine == "lemonade" and field in LEMONADE_TOO):
+            if _written(spec, field) and field not in TOO.get(spec.engine, ()):
                 yield field, f'has no effect with engine = "{spec.engine}" ({spec.origin("engine")})'
     else:
         for field, needed, what in WITHOUT_EFFECT_ALONE:

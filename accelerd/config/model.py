@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, Literal
 from msgspec import Struct
 
 from accelerd.config import values as toml
+from accelerd.config.command import CommandSettings
 from accelerd.config.keys import about, array, described, key, launch_fields, named, table
 from accelerd.config.lora import ADAPTERS, LoraAdapter, adapter_tables
 from accelerd.config.machine_settings import DesktopSettings, MemorySettings, PerformanceSettings
@@ -83,7 +84,9 @@ class ModelSpec:
     """One model. Set exactly one of path and model, except for an existing container."""
 
     name: str
-    engine: str = key(Literal["llama-server", "flm", "lemonade"], "llama-server", "The engine that runs the model.")
+    engine: str = key(
+        Literal["llama-server", "flm", "lemonade", "command"], "llama-server", "The engine that runs the model."
+    )
     path: str | None = key(
         toml.FilePath,
         None,
@@ -239,6 +242,11 @@ class ModelSpec:
     )
     transcription: bool = key(bool, False, "The model transcribes audio.")
     sampling: Sampling = key(table(Sampling), Sampling(), "Default sampling parameters; a request can override them.")
+    command: CommandSettings = key(
+        table(CommandSettings),
+        CommandSettings(),
+        'With engine = "command": the program that serves the model, and what it can do.',
+    )
     extra_args: tuple[str, ...] = key(
         array(toml.Argument), (), "Additional arguments for the engine, one string each, passed unchanged."
     )

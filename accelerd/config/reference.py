@@ -71,6 +71,7 @@ SECTIONS: Final = {
     "ModelTable": ("[models.NAME] only", "LayerTable"),
     "SamplingTable": ("sampling = { … }", ""),
     "LoraAdapterTable": ("lora = [{ … }]", ""),
+    "CommandTable": ("[models.NAME.command]", ""),
     "RouteTable": ("[routes.NAME]", ""),
 }
 SHORT: Final = {units.DURATION: "a duration", units.SIZE: "a size", NAME: "a name"}

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from accelerd.config.command import CommandSettings, of_preset
 from accelerd.config.model import SECTIONS, Config, ModelSpec, Origin, Route, Sampling
 from accelerd.config.positions import KeyPath
 from accelerd.config.problems import Source
@@ -132,7 +133,9 @@ def _model(name: str, layers: list[SettingsLayer], unfit: Unfit) -> tuple[ModelS
 def _spec(name: str, layers: list[SettingsLayer], skipped: Collection[str]) -> ModelSpec:
     values: dict[str, Any] = {}
     sampling: dict[str, Any] = {}
+    command: dict[str, Any] = {}
     env: dict[str, str] = {}
+    inner_tables = {"sampling": sampling, "command": command, "env": env}
     origins: dict[str, Origin] = {}
     for layer in layers:
         for key, entry in layer.settings():
@@ -143,12 +146,21 @@ def _spec(name: str, layers: list[SettingsLayer], skipped: Collection[str]) -> M
             origins[key] = origin
             if inner:
                 origins[table] = origin
-                (sampling if table == "sampling" else env)[inner] = entry.value
+                inner_tables[table][inner] = entry.value
             elif key == "aliases":
                 values[key] = tuple(dict.fromkeys(alias for alias in entry.value if alias != name))
             elif key in _SPEC_FIELDS:
                 alone = key in LISTS and not isinstance(entry.value, tuple)
                 values[key] = (entry.value,) if alone else entry.value
+    for inner, value in of_preset(command.get("preset")).items():
+        if inner not in command:
+            command[inner] = value
+            origins[f"command.{inner}"] = Origin(f"preset {command['preset']}")
     return ModelSpec(
-        name=name, **values, sampling=Sampling(**sampling), env=tuple(sorted(env.items())), origins=origins
+        name=name,
+        **values,
+        sampling=Sampling(**sampling),
+        command=CommandSettings(**command),
+        env=tuple(sorted(env.items())),
+        origins=origins,
     )

@@ -17,6 +17,7 @@ from accelerd.base.errors import AccelError
 from accelerd.base.model_source import Source
 from accelerd.config import flags, key_file, units
 from accelerd.config.clashes import clashes, without_effect
+from accelerd.config.command import presets
 from accelerd.config.model import BUILT_IN, Config, ModelSpec, Origin, Route
 from accelerd.config.named_files import named_files
 from accelerd.config.positions import KeyPath
@@ -141,7 +142,9 @@ def _one_source(entries: ConfigEntries, name: str, spec: ModelSpec | None) -> It
     path, model = entries.get((*table, "path")), entries.get((*table, "model"))
     if entries[table].value is not TABLE:
         return
-    if path is None and model is None and not (spec and spec.home == "container"):
+    if spec is not None and spec.engine == "command":
+        yield from _source_of_command(entries, table, spec)
+    elif path is None and model is None and not (spec and spec.home == "container"):
         yield _problem(
             entries[table], table, 'set path = "…" (a file) or model = "…" (of Hugging Face, or the engine\'s own name)'
         )
@@ -157,6 +160,22 @@ def _one_source(entries: ConfigEntries, name: str, spec: ModelSpec | None) -> It
             Source.parse(spec.model or "")
         except AccelError as error:
             yield _problem(model, (*table, "model"), error.message)
+
+
+def _source_of_command(entries: ConfigEntries, table: KeyPath, spec: ModelSpec) -> Iterator[Problem]:
+    """A model of the engine `command` has what its argv names, and no more."""
+    command, given = spec.command, [name for name in ("path", "model") if getattr(spec, name) is not None]
+    if command.preset is not None and command.preset not in presets():
+        hint = did_you_mean(command.preset, list(presets())) or f"; there are {', '.join(presets())}"
+        origin = spec.origin("command.preset")
+        text = f"there is no preset '{command.preset}'{hint}"
+        yield Problem(origin.file or "", origin.line, key_text((*table, "command", "preset")), text)
+    elif "model" in command.placeholders and not given:
+        yield _problem(
+            entries[table], table, 'set path = "…" (a file) or model = "…": {model} in command.argv needs it'
+        )
+    elif len(given) == 2:
+        yield _problem(entries[*table, "model"], (*table, "model"), "set either path or model, not both")
 
 
 def _profiles_exist(entries: ConfigEntries, tables: ConfigTables, name: str) -> Iterator[Problem]:

@@ -100,6 +100,13 @@ def _model(table: dict[str, SchemaNode], spec: ModelSpec) -> Iterator[SettingVal
                     value = getattr(spec.sampling, field.name)
                     if value is not None:
                         yield SettingValue(f"{key}.{field.name}", value, spec.origin(f"{key}.{field.name}"))
+            case "command" if spec.engine != "command":
+                continue
+            case "command":
+                for field in dataclasses.fields(spec.command):
+                    value = in_toml(None, getattr(spec.command, field.name))
+                    if value not in (None, []):
+                        yield SettingValue(f"{key}.{field.name}", value, spec.origin(f"{key}.{field.name}"))
             case "env":
                 for name, _ in spec.env:
                     yield SettingValue(f"{key}.{name}", HIDDEN, spec.origin(f"{key}.{name}"))

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta
 
+from accelerd.base.decoding import from_json
 from accelerd.base.names import TRIAL_SUFFIX
 from accelerd.config import units
 
@@ -102,6 +103,19 @@ def _one_line(value: str) -> str:
     if not value or _CONTROL.search(value):
         raise ValueError("a text that is not empty and has no control characters")
     return value
+
+
+def _json(value: str) -> str:
+    try:
+        from_json(value.encode())
+    except ValueError as error:
+        raise ValueError(f"a text in JSON ({error})") from error
+    return value
+
+
+def placeholders(check: Parse) -> Any:
+    """The type of an argument in which only the placeholders that `check` knows may stand."""
+    return Annotated[str, _type("a string: one argument", lambda value: check(_no_nul(value)))]
 
 
 def _no_nul(value: str) -> str:
@@ -249,6 +263,9 @@ Argument = Annotated[str, _type("a string: one argument", _no_nul, secret=True)]
 EnvName = _text("[A-Za-z_][A-Za-z0-9_]*", "a variable's name of letters, digits and _", json=True)
 EnvValue = Annotated[str, _type("a string", _no_nul, secret=True)]
 TextLine = Annotated[str, _type("a text on one line", _one_line)]
+UrlPath = _text(r"/[\x21-\x7e]{0,255}", 'a path such as "/health"')
+PathPair = _text(r"/v1/[a-z0-9/_-]{1,64}=/[\x21-\x7e]{0,255}", 'a pair such as "/v1/rerank=/rerank"')
+JsonText = Annotated[str, _type("a text in JSON", _json)]
 CacheType = Annotated[str, _type(CACHE_TYPE, _cache_type)]
 SpecTypes = Annotated[str | list[str], _type(_SPEC_TYPE, _spec_type)]
 OnOffAuto = Annotated[bool | Literal["on", "off", "auto"], Meta(extra={"parse": _on_off})]

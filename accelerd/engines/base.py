@@ -78,6 +78,7 @@ class LaunchPlan:
     files: tuple[str, ...] = ()  # of the model, on this machine, that the program opens
     warm_path: str = "/v1/models"  # answers 200 with the secret and 401 with any other, once loaded
     health_path: str = "/health"
+    health_status: int = 200  # there, of one that is ready
     probe_path: str = "/v1/completions"  # one tiny request that only a working model answers with 200
     probe_body: bytes | None = b'{"prompt": " ", "max_tokens": 1}'  # None: it is only asked for, with GET
     guarded: bool = True  # the secret is required for requests; False: another server decides
@@ -211,8 +212,8 @@ class Dialect(Struct, frozen=True):
 
 
 Task = Literal[
-    "chat", "completions", "embeddings", "rerank", "transcription", "speech", "messages", "responses", "tools",
-    "vision", "audio", "files",
+    "chat", "completions", "embeddings", "rerank", "transcription", "speech", "images", "messages", "responses",
+    "tools", "vision", "audio", "files",
 ]  # fmt: skip
 
 

@@ -241,7 +241,7 @@ class Gateway:
         parts[:] = (body,)  # it is kept once
         if path in FORMS:
             boundary = boundary_of(request.headers[b"content-type"].decode("latin-1"))
-            return body, read_form(body, boundary), content_type(boundary)
+            return body, read_form(body, boundary, FORMS[path]), content_type(boundary)
         return body, read_json(path, body), JSON_TYPE
 
 

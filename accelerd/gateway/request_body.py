@@ -7,6 +7,7 @@ Everything else stays bytes. Of JSON one pass in C, without Python objects for w
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -36,7 +37,7 @@ DISPOSITION = re.compile(
 PARAMETER = re.compile(rb";[ \t]*([^=]+)=(?:\"((?:[^\"\\]|\\.)*)\"|([^\s\";]+))")
 # In JSON whose strings have no quotes in them: where an object begins or ends, a string, or a key (1).
 TOKEN = re.compile(rb'\{|\}|"[^"]*"([ \t\r\n]*:)?')
-WANTED = ("model", "stream", "file")
+ONCE = ("model", "stream", "file")  # fields of a form that cannot be repeated
 
 
 class JsonBody(msgspec.Struct, gc=False, kw_only=True):
@@ -66,6 +67,10 @@ class CompletionBody(SeveralBody, gc=False, kw_only=True):
     def has_several(self) -> bool:
         """Is there more than one prompt, or may there be?"""
         return bytes(memoryview(self.prompt)[:1]) == b"["
+
+
+class PromptBody(JsonBody, gc=False, kw_only=True):
+    prompt: msgspec.Raw
 
 
 class InputBody(JsonBody, gc=False, kw_only=True):
@@ -106,6 +111,7 @@ DECODERS: dict[str, msgspec.json.Decoder[JsonBody]] = {
     "/v1/responses": msgspec.json.Decoder(JsonBody),  # its input may be in an earlier response
     "/v1/responses/input_tokens": msgspec.json.Decoder(JsonBody),
     "/v1/audio/speech": msgspec.json.Decoder(InputBody),
+    "/v1/images/generations": msgspec.json.Decoder(PromptBody),
 }
 
 
@@ -192,8 +198,8 @@ def content_type(boundary: str) -> str:
     return f'{FORM}; boundary="{boundary}"'
 
 
-def read_form(body: bytes, boundary: str) -> FormBody:
-    """Read a form. AccelError bad_request that names what is wrong."""
+def read_form(body: bytes, boundary: str, files: Sequence[str] = ("file",)) -> FormBody:
+    """Read a form, in which one of the fields `files` must be. AccelError bad_request that names what is wrong."""
     mark = b"--" + boundary.encode()
     if not body.startswith(mark):
         raise wrong("it does not start with its boundary")
@@ -212,13 +218,13 @@ def read_form(body: bytes, boundary: str) -> FormBody:
         end = body.find(b"\r\n" + mark, content - 2)  # an empty part: the line that ends its head is the delimiter's
         if end < 0:
             raise wrong("a part has no end")
-        if name in WANTED:
-            if name in found:
+        if name in ONCE or name in files:
+            if name in found and name in ONCE:
                 raise wrong(f"the field {name} is repeated", name)
             found[name] = (content, max(content, end))
         at = end + 2 + len(mark)
-    if "file" not in found:
-        raise wrong("the field file is missing", "file")
+    if not any(name in found for name in files):
+        raise wrong(f"the field {files[0]} is missing", files[0])
     place = found.get("model")
     model = None if place is None else text(body, place, "model", MAX_NAME)
     return FormBody(model, streams(body, found.get("stream")), place, mark)

@@ -31,6 +31,8 @@ TASKS: Final[dict[str, Task]] = {
     "/v1/audio/transcriptions": "transcription",
     "/v1/audio/translations": "transcription",
     "/v1/audio/speech": "speech",
+    "/v1/images/generations": "images",
+    "/v1/images/edits": "images",
 }
 ANTHROPIC: Final = "/v1/messages"  # and what is below it: errors have Anthropic's shape
 PATH_ALIASES: Final = {  # OpenAI's clients may leave out /v1
@@ -39,7 +41,12 @@ PATH_ALIASES: Final = {  # OpenAI's clients may leave out /v1
     **{path.removeprefix("/v1"): path for path in TASKS if not path.startswith(ANTHROPIC)},
 }
 RESPONSES: Final = "/v1/responses"
-FORMS: Final = ("/v1/audio/transcriptions", "/v1/audio/translations")  # their bodies are multipart/form-data
+# Paths whose bodies are multipart/form-data, and the field with the file; an image's may be written as an array, too.
+FORMS: Final = {
+    "/v1/audio/transcriptions": ("file",),
+    "/v1/audio/translations": ("file",),
+    "/v1/images/edits": ("image", "image[]"),
+}
 ASSEMBLED: Final = ("/v1/chat/completions", "/v1/completions")  # whose streams stream_assembly.py can put together
 TOOLED: Final[frozenset[Task]] = frozenset(("chat", "messages", "responses"))  # where a request may bring tools
 
@@ -50,6 +57,7 @@ PHRASES: Final[dict[Task, str]] = {
     "rerank": "rank documents",
     "transcription": "transcribe audio",
     "speech": "generate speech",
+    "images": "generate images",
     "messages": "serve Anthropic's messages API",
     "responses": "serve OpenAI's responses API",
     "tools": "use tools",

@@ -110,7 +110,7 @@ async def _owner(
 
 async def _ask(plan: LaunchPlan) -> Outcome | None:
     """One round of questions to our own engine; None: not yet. HttpError."""
-    if await _status(plan, plan.health_path) != 200:
+    if await _status(plan, plan.health_path) != plan.health_status:
         return None
     if not plan.keyed:
         return READY

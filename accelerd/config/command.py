@@ -1,0 +1,128 @@
+"""The settings of the engine `command`: how any program that serves HTTP is started, and what it can do.
+
+Presets for well-known programs are data, in presets.toml beside this file; a model's own keys win over its preset's.
+Pure data.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib.resources import files
+from typing import Any, Final, Literal
+
+import msgspec
+
+from accelerd.config import values as toml
+from accelerd.config.keys import array, key
+
+CommandTask = Literal[
+    "chat", "completions", "embeddings", "rerank", "transcription", "speech", "images", "messages", "responses",
+    "tools", "vision", "audio",
+]  # fmt: skip
+PLACEHOLDER: Final = re.compile(r"\{([a-z_]+)\}")
+PLACEHOLDERS: Final = ("port", "socket", "model", "name", "key_file", "context", "parallel")
+
+
+def _argument(value: str) -> str:
+    for name in PLACEHOLDER.findall(value):
+        if name not in PLACEHOLDERS:
+            raise ValueError(f"one of the placeholders {', '.join('{' + one + '}' for one in PLACEHOLDERS)}")
+    return value
+
+
+def _variable(value: str) -> str:
+    name, equals, _ = value.partition("=")
+    if not equals or not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError('NAME=VALUE, such as "OLLAMA_HOST=127.0.0.1:{port}"')
+    return _argument(value)
+
+
+@dataclass(frozen=True)
+class CommandSettings:
+    """How engine = "command" starts a program that serves HTTP, and what the program can do."""
+
+    preset: str | None = key(
+        toml.TextLine, None, 'A program that accelerd knows, such as "whisper.cpp"; see docs/engines.md.'
+    )
+    argv: tuple[str, ...] = key(
+        array(toml.placeholders(_argument)),
+        (),
+        "The program and its arguments, one string each, without a shell. {port} or {socket} is where it shall listen, "
+        "{model} the file of `path` or the name of `model`; {name}, {context}, {parallel} and {key_file} can be used, "
+        "too.",
+    )
+    environment: tuple[str, ...] = key(
+        array(toml.placeholders(_variable)),
+        (),
+        'Variables with placeholders, such as "OLLAMA_HOST=127.0.0.1:{port}"; all others are written in `env`.',
+    )
+    api: tuple[CommandTask, ...] = key(
+        array(CommandTask), (), "What it can do, as in `capabilities` of GET /v1/models."
+    )
+    paths: tuple[str, ...] = key(
+        array(toml.PathPair), (), 'Paths that differ from OpenAI\'s, such as "/v1/rerank=/rerank".'
+    )
+    served_name: str | None = key(
+        toml.TextLine,
+        None,
+        "What requests must have in the field model; {name} and {model} can be used. Default: what clients write.",
+    )
+    ready_path: str = key(toml.UrlPath, "/health", "A path that is asked with GET while the program starts.")
+    ready_status: int = key(int, 200, "The status there that says that it is ready.", ge=200, le=599)
+    probe_path: str | None = key(
+        toml.UrlPath, None, "A path that answers one tiny request only if the model works; asked before it is ready."
+    )
+    probe_body: str | None = key(toml.JsonText, None, "The JSON body of that request. Default: it is asked with GET.")
+    key_env: str | None = key(
+        toml.EnvName, None, "The environment variable for the key that accelerd makes for each start."
+    )
+    device: Literal["cpu", "gpu"] = key(
+        Literal["cpu", "gpu"],
+        "cpu",
+        "What its memory is counted on, until it was measured: a GPU only if there is one.",
+    )
+
+    @property
+    def placeholders(self) -> frozenset[str]:
+        return frozenset(name for word in (*self.argv, *self.environment) for name in PLACEHOLDER.findall(word))
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A program that accelerd knows."""
+
+    title: str
+    source: str  # URL of what the settings were read in
+    version: str  # of that
+    tried: Literal["run", "stand-in", "read"]  # how the settings were tested: see presets.toml
+    settings: CommandSettings
+
+
+@cache
+def presets() -> Mapping[str, Preset]:
+    """By name."""
+    tables = tomllib.loads(files("accelerd.config").joinpath("presets.toml").read_text(encoding="utf-8"))
+    return {name: _preset(table) for name, table in tables.items()}
+
+
+def _preset(table: Mapping[str, Any]) -> Preset:
+    about = {name: table[name] for name in ("title", "source", "version", "tried")}
+    values = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in table.items() if name not in about
+    }
+    return Preset(**about, settings=msgspec.convert(values, CommandSettings))
+
+
+def of_preset(name: str | None) -> dict[str, Any]:
+    """What a preset says, by field; nothing for one that is not known."""
+    known = presets().get(name) if name is not None else None
+    usual = CommandSettings()
+    return {
+        each.name: value
+        for each in fields(CommandSettings)
+        if known is not None and (value := getattr(known.settings, each.name)) != getattr(usual, each.name)
+    }

@@ -1,0 +1,112 @@
+"""Programs of the engine `command` under a daemon: loaded on demand, proved, kept from others, evicted and stopped."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.daemon.kit import QUICK, Site, alive
+from tests.gateway.test_form_body import FILE, B, form, part
+from tests.harness import ROOT, Answer, Daemon, DaemonFactory, eventually
+
+PROGRAM = ROOT / "tests" / "fakes" / "http_program.py"
+HEAD = {"Content-Type": f"multipart/form-data; boundary={B}"}
+
+
+def program(sites: Site, name: str, *argv: str, **settings: Any) -> str:
+    more = {key: settings.pop(key) for key in ("memory", "start_timeout") if key in settings}
+    argv = (str(PROGRAM), *(argv or ("--port", "{port}", "--model", "{model}")))
+    command = {"argv": argv, "api": ["transcription", "images"], **settings}
+    lines = [f"[models.{name}]", 'engine = "command"', f'path = "{sites.gguf}"']
+    lines += [f"{key} = {json.dumps(value)}" for key, value in more.items()]
+    lines += [f"[models.{name}.env]", f'PROGRAM_LOG = "{sites.directory / (name + ".log")}"']
+    lines += [f"[models.{name}.command]", *(f"{key} = {json.dumps(value)}" for key, value in command.items())]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture(scope="module")
+def daemon(factory: DaemonFactory, sites: Site) -> Daemon:
+    toml = [
+        QUICK,
+        sites.model("chat", memory="600 MiB"),
+        program(sites, "hear", memory="600 MiB", served_name="whisper-1"),
+        program(sites, "socket", "--socket", "{socket}"),
+        program(sites, "key", "--port", "{port}", key_env="PROGRAM_KEY"),
+        program(sites, "file", "--socket", "{socket}", "--key-file", "{key_file}"),
+        program(sites, "slow", "--port", "{port}", "--slow", "0.3"),
+        program(sites, "broken", "--port", "{port}", "--broken", probe_path="/v1/audio/speech", probe_body='{"a": 1}'),
+    ]
+    return factory.start("".join(toml).replace("[scheduler]\n", '[scheduler]\nmemory = "1 GiB"\n'))
+
+
+def transcribe(daemon: Daemon, model: str) -> Answer:
+    return daemon.send("POST", "/v1/audio/transcriptions", form(FILE, part("model", model.encode())), HEAD)
+
+
+def draw(daemon: Daemon, model: str) -> Answer:
+    return daemon.send("POST", "/v1/images/generations", {"model": model, "prompt": "a cat"})
+
+
+def seen(sites: Site, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (sites.directory / f"{name}.log").read_text().splitlines()]
+
+
+def test_it_is_loaded_on_demand_evicted_for_a_chat_model_and_back(daemon: Daemon, sites: Site) -> None:
+    answer = transcribe(daemon, "hear")
+    assert (answer.status, answer.json()) == (200, {"text": "hello"})
+    assert answer.headers["x-accelerd-model"] == "hear"
+    first = daemon.status("hear")["pid"]
+    assert daemon.chat("chat").status == 200  # both do not fit
+    assert daemon.state("hear") == "stopped"
+    assert not alive(first)
+    assert draw(daemon, "hear").status == 200
+    assert daemon.state("chat") == "stopped"
+    paths = [one.get("path") for one in seen(sites, "hear")]
+    assert paths == [None, "/v1/audio/transcriptions", None, "/v1/images/generations"]
+    assert seen(sites, "hear")[0]["rest"] == ["--model", str(sites.gguf)]
+    assert json.loads(seen(sites, "hear")[-1]["body"]) == {"model": "whisper-1", "prompt": "a cat"}
+    assert "whisper-1" in seen(sites, "hear")[1]["body"]
+
+
+@pytest.mark.parametrize("name", ["socket", "key", "file", "slow"])
+def test_wherever_it_listens_and_however_it_gets_its_key(daemon: Daemon, name: str) -> None:
+    answer = draw(daemon, name)
+    assert answer.status == 200, answer.body
+    assert daemon.control("POST", f"unload?model={name}").status in (200, 202)
+    eventually(lambda: daemon.state(name) == "stopped", "it is unloaded")
+
+
+def test_one_that_does_not_work_is_not_ready(daemon: Daemon) -> None:
+    error = draw(daemon, "broken").json()["error"]
+    assert error["code"] in ("model_failed", "model_backing_off")
+    assert "no model is loaded" in error["message"]
+
+
+def test_what_it_cannot_do_is_refused_before_it_is_loaded(daemon: Daemon) -> None:
+    before = daemon.state("hear")
+    answer = daemon.chat("hear")
+    assert (answer.status, answer.code) == (400, "not_supported_by_model")
+    assert daemon.state("hear") == before
+
+
+def test_what_it_prints_of_requests_is_not_kept(daemon: Daemon) -> None:
+    assert draw(daemon, "hear").status == 200
+    assert daemon.control("GET", "logs?model=hear").status == 200
+    assert b"secret words" not in daemon.control("GET", "logs?model=hear").body
+    assert "hear: request" not in daemon.output()
+
+
+def test_its_catalogue_entry(daemon: Daemon) -> None:
+    listed = {one["id"]: one for one in daemon.send("GET", "/v1/models").json()["data"]}
+    assert listed["hear"]["engine"] == "command"
+    assert listed["hear"]["capabilities"] == ["images", "transcription"]
+
+
+def test_a_form_for_an_edit_has_its_image_in_another_field(daemon: Daemon, sites: Site) -> None:
+    model, image = part("model", b"hear"), part("image[]", b"\x89PNG", '; filename="a.png"')
+    assert daemon.send("POST", "/v1/images/edits", form(model, image, image), HEAD).status == 200
+    assert seen(sites, "hear")[-1]["body"].count("\x89PNG") == 2
+    answer = daemon.send("POST", "/v1/images/edits", form(model), HEAD)
+    assert (answer.status, answer.json()["error"]["param"]) == (400, "image")
