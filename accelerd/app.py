@@ -48,6 +48,7 @@ from accelerd.policy.clock_boost import ClockBoost
 from accelerd.policy.device_loss import DeviceLoss
 from accelerd.policy.downloads import ModelDownloads
 from accelerd.policy.event_log import EventLog, StatusLine
+from accelerd.policy.hung_disks import HungDisks
 from accelerd.policy.memory_pressure import MemoryPressureRelief
 from accelerd.policy.notifications import DesktopNotifications
 from accelerd.policy.pins import Pins
@@ -141,6 +142,7 @@ class Parts(ControlParts):
             limits=patience,
         )
         self.successor = Successor(manager, self.notifier)
+        self.hung_disks = HungDisks(manager)
         learned = Learned(state.learned, state.learn)
         self.model_info = ModelInfo(engines, state, roots, devices.current, learned, events)
         self.conflicts = KnownConflicts(scheduler.snapshots, supervisor, devices.current, events)

@@ -173,10 +173,11 @@ class Daemon:
             survey = tasks.create_task(self._parts.models.survey(), name="survey")
             runtime = tasks.create_task(self._parts.runtime_directory.run(), name="runtime directory")
             listen_again = tasks.create_task(self._listen_again(), name="listen again")
+            hung_disks = tasks.create_task(self._parts.hung_disks.run(), name="hung disks")
             if not self._mention_errors():
                 tasks.create_task(asyncio.to_thread(self._last_good.keep, self._config), name="last good configuration")
             await self._stop.wait()
-            for task in (preload, reload, repair, clock_boost, survey, runtime, listen_again):
+            for task in (preload, reload, repair, clock_boost, survey, runtime, listen_again, hung_disks):
                 task.cancel()
         while not self._reloads.empty():
             _refuse(self._reloads.get_nowait(), _shutting_down())
@@ -324,6 +325,7 @@ class Daemon:
         parts.gateway.close()
         parts.scheduler.close()
         await parts.state.close()
+        await parts.hung_disks.close()
         if not crashed:
             await parts.successor.forgive()
         parts.watchdog.stop()

@@ -3,7 +3,8 @@
 A system call there may never return, and its thread cannot even be killed: a process with such a thread never ends. So
 nothing looks at a file on another volume than the home directory's before a small process of its own has looked; while
 that one hangs no other is started for the volume, and who asks is told the volume's name. At the end of this process
-they are killed and nobody waits for them. What lies on the same volume as the home directory is looked at directly.
+they are killed and nobody waits for them; `telling` is for whoever else would, as systemd. What lies on the same volume
+as the home directory is looked at directly.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 MOUNTS: Final = "/proc/self/mountinfo"
 OF_THE_KERNEL: Final = frozenset({"tmpfs", "ramfs", "devtmpfs", "proc", "sysfs", "cgroup2"})  # they always answer
 PATIENCE: Final = 5.0  # s that a volume has to answer where nothing else waits
+HUNG: Final = 1.0  # s after which a process that looks is told of as one that may never end
 FRESH: Final = 2.0  # s that an answer holds
 MOST_KNOWN: Final = 4096  # paths
 LINKS: Final = 40  # as in the kernel
@@ -90,6 +93,7 @@ class _Look:
 _lock = threading.Lock()
 _looks: dict[str, _Look] = {}  # by mount point: those that have not ended
 _known: dict[str, tuple[float, Seen]] = {}  # by path: when it was looked at
+_listeners: list[Callable[[int], object]] = []
 
 
 def look(paths: Iterable[str], within: float = PATIENCE) -> dict[str, Seen | NoAnswer]:
@@ -116,6 +120,22 @@ async def answer(paths: Iterable[str], within: float) -> None:
         futures = [asyncio.wrap_future(one.done) for one in pending]
         await asyncio.wait(futures, timeout=max(_patience(one, within, until) for one in pending))
     _raise(await asyncio.to_thread(_found, wanted))
+
+
+@contextmanager
+def telling(listener: Callable[[int], object]) -> Iterator[None]:
+    """Tell it of every process that hangs, by its pid, in a thread."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def looking() -> list[int]:
+    """The processes that look now, whether they hang or not."""
+    with _lock:
+        return [one.process.pid for one in _looks.values()]
 
 
 def mounts_of(paths: Iterable[str]) -> dict[str, Mount]:
@@ -220,7 +240,12 @@ def _look_there(mount: Mount, paths: Sequence[str]) -> _Look:
 
 
 def _follow(one: _Look) -> None:
-    out, _ = one.process.communicate()
+    try:
+        out, _ = one.process.communicate(timeout=HUNG)
+    except subprocess.TimeoutExpired:
+        for listener in list(_listeners):
+            listener(one.process.pid)
+        out, _ = one.process.communicate()
     for path, line in zip(one.paths, out.splitlines(), strict=False):
         error, mode, readable, runnable = map(int, line.split())
         _learn(path, Seen(error, mode, bool(readable), bool(runnable)))

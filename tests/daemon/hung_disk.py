@@ -56,7 +56,8 @@ def mount(folder: str) -> int:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         env = {**os.environ, "_FUSE_COMMFD": str(theirs.fileno())}
-        subprocess.run(["fusermount3", folder], env=env, pass_fds=(theirs.fileno(),), check=True)
+        for_all = ["-o", "allow_other"] if os.geteuid() == 0 else []
+        subprocess.run(["fusermount3", *for_all, folder], env=env, pass_fds=(theirs.fileno(),), check=True)
         _, rights, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(4))
         return int(array.array("i", rights[0][2])[0])
 

@@ -83,6 +83,7 @@ class UnitState(Struct, frozen=True):
 T = TypeVar("T")
 
 CALL_TIMEOUT: Final = 5.0  # s for one answer of the manager
+SCOPE_STOP: Final = 100_000  # µs that the manager waits for what cannot be killed
 NAME: Final = "org.freedesktop.systemd1"
 PATH: Final = "/org/freedesktop/systemd1"
 MANAGER: Final = f"{NAME}.Manager"
@@ -104,6 +105,18 @@ class UserManager:
         """Start a transient unit. Returns once the job is queued."""
         given = [(name, Variant(signature, value)) for name, signature, value in properties]
         await self._call("start a unit", "StartTransientUnit", "(ssa(sv)a(sa(sv)))", unit, "fail", given, [])
+
+    async def take_out(self, scope: str, pid: int, description: str) -> None:
+        """Have a process of this user in a scope of its own: the end of the unit that it is in does not wait for it."""
+        await self.start(
+            scope,
+            [
+                ("Description", "s", description),
+                ("PIDs", "au", [pid]),
+                ("TimeoutStopUSec", "t", SCOPE_STOP),
+                ("CollectMode", "s", "inactive-or-failed"),
+            ],
+        )
 
     async def show(self, unit: str) -> Mapping[str, Any] | None:
         """The properties of UNIT_PROPERTIES, then of SERVICE_PROPERTIES, in their order; None: no such unit."""
