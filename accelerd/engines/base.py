@@ -213,7 +213,7 @@ class Dialect(Struct, frozen=True):
 
 Task = Literal[
     "chat", "completions", "embeddings", "rerank", "transcription", "speech", "images", "messages", "responses",
-    "tools", "vision", "audio", "files",
+    "tools", "vision", "audio", "files", "ollama",
 ]  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from accelerd.config.model import ModelSpec, Route
 from accelerd.engines.base import Traits
+from accelerd.gateway.dialects.translation import offered
 from accelerd.gateway.request_router import RequestRouter
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Snapshot
@@ -62,7 +63,7 @@ class Catalog:
             **self._head(spec.name, spec.description),
             "aliases": list(self._router.directory.aliases(spec)),
             "context_length": _context(spec, traits),
-            "capabilities": sorted(traits.tasks),
+            "capabilities": capabilities(traits),
             "labels": list(traits.labels),
             "recipe": traits.recipe,
             "engine": spec.engine,
@@ -81,7 +82,7 @@ class Catalog:
             "aliases": list(route.aliases),
             "routes": list(route.models),
             "context_length": min(filter(None, contexts), default=None),
-            "capabilities": sorted({task for one in traits for task in one.tasks}),
+            "capabilities": sorted({task for one in traits for task in capabilities(one)}),
             "labels": sorted({label for one in traits for label in one.labels}),
             "status": {"value": "loaded" if loaded else _word(models[0]) if models else "stopped"},
         }
@@ -95,6 +96,11 @@ class Catalog:
 def kind_of(snapshot: Snapshot, traits: Traits) -> str:
     """The kind of device that the model runs on, or would: "npu", "gpu", "cpu"."""
     return traits.device or (CPU if snapshot.device == CPU else "gpu")
+
+
+def capabilities(traits: Traits) -> list[str]:
+    """What the model can be asked for, natively or by translation. Ollama's API is another way to chat."""
+    return sorted(offered(traits.tasks) - {"ollama"})
 
 
 def _context(spec: ModelSpec, traits: Traits) -> int | None:

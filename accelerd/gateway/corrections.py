@@ -18,7 +18,7 @@ import msgspec
 from accelerd.base.decoding import from_json
 from accelerd.base.errors import AccelError, anthropic_type
 from accelerd.engines.base import Dialect
-from accelerd.gateway.responses import ANTHROPIC, RESPONSES, error_body
+from accelerd.gateway.responses import ANTHROPIC, RESPONSES, error_body, is_ollamas
 
 Json = dict[str, Any]
 CHAT: Final = "/v1/chat/completions"
@@ -45,7 +45,7 @@ def corrected_error(
 
     `trained`: see Traits.
     """
-    error = _error_in(body)
+    error = _error_in(body, path)
     if error is None:
         return status, body
     message = str(error.get("message"))
@@ -64,12 +64,14 @@ def corrected_error(
     return status, msgspec.json.encode(_shaped(error, status, path))
 
 
-def _error_in(body: bytes) -> Json | None:
+def _error_in(body: bytes, path: str) -> Json | None:
     try:
         answer = from_json(body, dict[str, Any])
     except msgspec.DecodeError:
         return None
     error = answer.get("error")
+    if isinstance(error, str) and is_ollamas(path):
+        return {"message": error}
     return error if isinstance(error, dict) else None
 
 
@@ -87,6 +89,8 @@ def _for_more(key: str, model: str) -> str:
 
 
 def _shaped(error: Json, status: int, path: str) -> Json:
+    if is_ollamas(path):
+        return {"error": error.get("message")}
     if path.startswith(ANTHROPIC):
         return {"type": "error", "error": {**error, "type": anthropic_type(status)}}
     return {"error": error}
@@ -127,13 +131,15 @@ def error_event(error: AccelError, path: str, correction: Correction | None = No
 
 def refusal_event(corrected: bytes, path: str, model: str) -> bytes:
     """An engine's corrected error as events. An error of accelerd's own if it is none."""
-    if _error_in(corrected) is None:
+    if _error_in(corrected, path) is None:
         text = "the engine refused the request without giving a reason"
         return error_event(AccelError("upstream_failed", text), path)
     return _events(msgspec.json.decode(corrected), path, model)
 
 
 def _events(body: Json, path: str, model: str, correction: Correction | None = None) -> bytes:
+    if correction is None and is_ollamas(path):
+        return line_of(body)
     correction = correction or correction_for(path, model)
     return event_of(body) if correction is None else correction.failed(body)
 
@@ -142,6 +148,20 @@ def event_of(body: Mapping[str, Any], name: str = "") -> bytes:
     """An SSE event."""
     head = b"event: %b\n" % name.encode() if name else b""
     return b"%bdata: %b\n\n" % (head, msgspec.json.encode(body))
+
+
+def line_of(body: Mapping[str, Any]) -> bytes:
+    """An event of Ollama's streams."""
+    return msgspec.json.encode(body) + b"\n"
+
+
+def waiting_event(text: str, path: str, model: str) -> bytes:
+    """What a streaming client gets while it waits: a comment, or Ollama's clients an empty line."""
+    if not is_ollamas(path):
+        return b": %b\n\n" % text.encode()
+    date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    message = {"role": "assistant", "content": ""}
+    return line_of({"model": model, "created_at": date, "message": message, "done": False})
 
 
 def renamed(body: bytes, model: str) -> bytes:
@@ -161,12 +181,14 @@ def renamed(body: bytes, model: str) -> bytes:
 class WholeEvents:
     """Cuts a stream into events, which subclasses correct or leave out."""
 
+    after = b"\n\n"  # each event
+
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, data: bytes) -> bytes:
-        *events, self._rest = (self._rest + data).split(b"\n\n")
-        return b"".join([event + b"\n\n" for one in events if (event := self.corrected(one)) is not None])
+        *events, self._rest = (self._rest + data).split(self.after)
+        return b"".join([event + self.after for one in events if (event := self.corrected(one)) is not None])
 
     def end(self) -> bytes:
         rest, self._rest = self._rest, b""
@@ -199,6 +221,22 @@ class Renamed(WholeEvents):
 
     def failed(self, body: Json) -> bytes:
         return event_of(body) if self._further is None else self._further.failed(body)
+
+
+class RenamedLines(WholeEvents):
+    """Ollama's lines with our name of the model."""
+
+    after = b"\n"
+
+    def __init__(self, model: str) -> None:
+        super().__init__()
+        self._model = model
+
+    def corrected(self, event: bytes) -> bytes:
+        return renamed(event, self._model) if event.strip() else event
+
+    def failed(self, body: Json) -> bytes:
+        return line_of(body)
 
 
 class WithoutNulls(WholeEvents):

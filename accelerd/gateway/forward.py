@@ -15,20 +15,26 @@ from typing import Final
 from msgspec import Struct
 
 from accelerd.base.errors import AccelError
-from accelerd.base.sizes import human_size
 from accelerd.config.model import ModelSpec, ServerSettings
 from accelerd.engines.base import Task
 from accelerd.gateway.collector import Collector
+from accelerd.gateway.dialects.translation import (
+    EVENT_STREAM,
+    TranslatedRequest,
+    TranslatedResponse,
+    Translation,
+    answering_as,
+)
 from accelerd.gateway.one_by_one import JoinedStreams, bodies_of, joined
-from accelerd.gateway.relay import EVENT_STREAM, Relay, hidden_error, never
+from accelerd.gateway.relay import Relay, hidden_error, never
 from accelerd.gateway.request_body import CompletionBody, FormBody, JsonBody, SeveralBody, with_model
 from accelerd.gateway.request_router import RequestRouter, UpstreamTarget
 from accelerd.gateway.responses import ASSEMBLED, JSON_TYPE
 from accelerd.gateway.stream_assembly import ask_for_stream, assemble
 from accelerd.gateway.sweeper import Sweeper
 from accelerd.gateway.upstream import ConnectionPool, UpstreamConnection, Upstreams
-from accelerd.scheduler.lifecycle import State
-from accelerd.scheduler.record import DownloadProgress, Lease, Snapshot
+from accelerd.gateway.waiting import COMMENT_EVERY, BusyRetry, waiting_for
+from accelerd.scheduler.record import Lease
 from accelerd.scheduler.service import Scheduler
 
 log = logging.getLogger(__name__)
@@ -41,8 +47,6 @@ OF_ONE_MODEL: Final = frozenset({
     "download_failed", "canceled",
 })  # fmt: skip
 MOST_RETURNS: Final = 3  # into the queue, for one request
-COMMENT_EVERY = 5.0  # s: to a streaming client that waits
-FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  # s: before a busy engine is asked again
 
 
 class InferenceRequest(Struct):
@@ -55,6 +59,7 @@ class InferenceRequest(Struct):
     content_type: str
     media: frozenset[Task] = frozenset()  # what it brings beside text
     failed: dict[str, AccelError] = {}  # why these models of the route have not answered, by name
+    translated: tuple[Translation, TranslatedRequest] | None = None  # how the body was translated the last time
     returns: int = 0  # into the queue, because its engine had died before it read the request
 
     @property
@@ -68,19 +73,34 @@ class InferenceRequest(Struct):
 
     def answers_apart(self, spec: ModelSpec) -> int:
         """How many answers are asked for one after the other, because the engine would refuse so many at once; or 1."""
-        if not isinstance(self.info, SeveralBody) or self.path not in ASSEMBLED:
+        if not isinstance(self.info, SeveralBody) or self.engines_path not in ASSEMBLED:
             return 1
         wanted = self.info.n_cmpl or self.info.n or 1
         return wanted if wanted > spec.parallel else 1
 
+    @property
+    def engines_path(self) -> str:
+        """The path of the API that the engine is asked by."""
+        return self.path if self.target.translation is None else self.target.translation.engine
+
+    def translate(self) -> TranslatedRequest | None:
+        """The request in the API of the engine, where that is another. AccelError if it cannot be said there."""
+        translation = self.target.translation
+        if translation is None:
+            return None
+        if self.translated is None or self.translated[0] != translation:
+            self.translated = translation, translation.request(self.original_body)
+        return self.translated[1]
+
     def body(self) -> bytes:
-        """With the model's name as the engine knows it."""
-        name = self.target.wire_name
+        """As the engine expects it: in its API, and with the model's name as it knows it."""
+        name, translated = self.target.wire_name, self.translate()
+        body = self.original_body if translated is None else translated.body
         if name is None:
-            return self.original_body
+            return body
         if isinstance(self.info, FormBody):
-            return self.info.with_model(self.original_body, name)
-        return with_model(self.original_body, name)
+            return self.info.with_model(body, name)
+        return with_model(body, name)
 
 
 class Forwarder:
@@ -108,6 +128,7 @@ class Forwarder:
 
         `forward` must follow, whatever happens in between.
         """
+        request.translate()  # what cannot be translated is refused before anything is loaded
         relay.lease = lease = self._scheduler.acquire(request.target.model)
         if lease is None:
             return
@@ -242,20 +263,29 @@ class Forwarder:
     def _may_assemble(self, lease: Lease, request: InferenceRequest) -> bool:
         """Is a plain response asked for as a stream and assembled, if that can be? See stream_assembly.py."""
         spec = lease.record.spec
-        able = spec.slots > 1 and not request.stream and request.path in ASSEMBLED
+        able = spec.slots > 1 and not request.stream and request.engines_path in ASSEMBLED
         return able and self._router.dialect(spec).streams_notice_disconnect
 
     def _prepare(self, relay: Relay, request: InferenceRequest) -> None:
-        relay.only_stream = request.target.hides_errors
-        relay.busy_statuses, relay.misnamed = request.target.busy_statuses, request.target.wire_name is not None
+        self._describe(relay, request)
+        relay.only_stream = request.target.hides_errors or (relay.translated is not None and request.stream)
         relay.several = isinstance(request.info, CompletionBody) and request.info.has_several()
         self._sweeper.watch(relay, stream=request.stream)
+
+    def _describe(self, relay: Relay, request: InferenceRequest) -> None:
+        """What the relay must know of the target."""
+        target, translated = request.target, request.translate()
+        relay.busy_statuses, relay.misnamed = target.busy_statuses, target.wire_name is not None
+        relay.translated = None
+        if target.translation is not None and translated is not None:
+            answering = answering_as(request.info.model or target.model, self._now, relay.began, translated.with_usage)
+            relay.translated = TranslatedResponse(target.translation, answering)
 
     async def _collect(
         self, lease: Lease, relay: Relay, request: InferenceRequest, bodies: Iterable[bytes], *, assembled: bool
     ) -> AccelError | None:
         """Collect the responses to `bodies`, then send them as one. `assembled`: they are asked for as streams."""
-        relay.busy_statuses, relay.misnamed = request.target.busy_statuses, request.target.wire_name is not None
+        self._describe(relay, request)
         answers: list[bytes] = []
         for body in bodies:
             collector = Collector(lease, self._now, request.target.busy_statuses)
@@ -393,56 +423,3 @@ def _all_failed(request: InferenceRequest) -> AccelError | None:
     chosen = next((error for error in errors if error.kind.retryable), errors[0])
     text = f"no model of {request.asked_for} could answer: {'; '.join(error.message for error in errors)}"
     return AccelError(chosen.code, text, retry_after=chosen.retry_after, param=chosen.param)
-
-
-def waiting_for(snapshot: Snapshot, waited: float) -> str:
-    """What a request waits for, in a comment to its client."""
-    name, download = snapshot.spec.name, snapshot.download
-    if download is not None:
-        return f"downloading {name}{progress_in_words(download)}"
-    return f"{'loading' if snapshot.state is State.STARTING else 'waiting for'} {name}, {waited:.0f} s"
-
-
-def progress_in_words(download: DownloadProgress) -> str:
-    """ " 12 % (1.2 of 9.8 GiB, 80 MiB/s, 2 min left)", as far as it is known."""
-    if not download.bytes:
-        return ""
-    if not download.total:
-        return f" ({human_size(download.bytes)}, {human_size(download.rate)}/s)"
-    parts = [f"{human_size(download.bytes)} of {human_size(download.total)}", f"{human_size(download.rate)}/s"]
-    if (left := download.remaining) is not None:
-        parts.append(f"{left:.0f} s left" if left < 90 else f"{left / 60:.0f} min left")
-    return f" {download.bytes * 100 // download.total} % ({', '.join(parts)})"
-
-
-class BusyRetry:
-    """The pauses of one request to an engine that answers "my queue is full": they grow, and have an end.
-
-    Such an engine has not failed, and its state is not the client's matter: the request holds its lease meanwhile.
-    """
-
-    def __init__(self, now: Callable[[], float], limit: float, comment_after: float | None) -> None:
-        """`limit`: seconds in all (scheduler.queue_timeout); `comment_after`: None for clients that do not stream."""
-        self._now = now
-        self._limit = limit
-        self._began = now()
-        self._pause = FIRST_PAUSE
-        self._comment_at = self._began + comment_after if comment_after is not None else None
-
-    async def pause(self, relay: Relay) -> None:
-        """Until the engine may be asked again. AccelError queue_timeout when the limit is reached."""
-        assert relay.lease is not None
-        relay.ok = None
-        model, left = relay.lease.model, self._began + self._limit - self._now()
-        if left <= 0:
-            text = f"{model} had no room for a request in {self._limit:.0f} s (scheduler.queue_timeout)"
-            raise AccelError("queue_timeout", text, retry_after=LONGEST_PAUSE)
-        if self._comment_at is not None and self._now() >= self._comment_at:
-            relay.comment(f"waiting for {model}, {self._now() - self._began:.0f} s", model)
-            self._comment_at = self._now() + COMMENT_EVERY
-        wait = min(self._pause, left)
-        if self._comment_at is not None:
-            wait = min(wait, max(0.0, self._comment_at - self._now()))
-        await asyncio.sleep(wait)
-        self._pause = min(2 * self._pause, LONGEST_PAUSE)
-        relay.lease.progress = self._now()  # it has answered: a busy engine is not a silent one

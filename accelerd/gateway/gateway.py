@@ -20,6 +20,7 @@ from accelerd.base.names import CONTROL_PREFIX
 from accelerd.base.ports import Clock
 from accelerd.config.model import ModelSpec, Route, ServerSettings
 from accelerd.engines.base import Engine
+from accelerd.gateway import ollama_catalog
 from accelerd.gateway.access import Access
 from accelerd.gateway.catalog import Catalog
 from accelerd.gateway.connection import ClientConnection, refusal, too_large
@@ -40,6 +41,7 @@ from accelerd.gateway.responses import (
     TASKS,
     Response,
     error_response,
+    is_ollamas,
     json_response,
 )
 from accelerd.gateway.sweeper import Sweeper
@@ -56,6 +58,7 @@ BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
 HEADER_LIST = re.compile(rb"[A-Za-z0-9_, -]{1,1000}")
 CLIENT_GONE = "client_disconnected"  # in the journal
 VERSION_HEADER = b"anthropic-version"  # Anthropic's clients send it
+SHOW, TAGS, VERSION = "/api/show", "/api/tags", "/api/version"  # of Ollama's API
 READ = (b"GET", b"HEAD")
 OPEN = frozenset(("/health", "/v1/health", "/", "/v1", "/v1/"))  # that something listens is said without a key
 
@@ -135,6 +138,11 @@ class Gateway:
                 raise AccelError("method_not_allowed", f"{path} takes POST", allow="POST")
             self._check_body(request, FORM if path in FORMS else JSON_TYPE)
             return None
+        if path == SHOW:
+            if request.method != b"POST":
+                raise AccelError("method_not_allowed", f"{path} takes POST", allow="POST")
+            self._check_body(request, JSON_TYPE)
+            return None
         if not path.startswith("/"):
             raise AccelError("bad_request", "the request target must be a path")
         if request.local and path.startswith(CONTROL_PREFIX + "/") and self.make_control is not None:
@@ -159,6 +167,10 @@ class Gateway:
     def _from_memory(self, request: HttpRequest, path: str) -> object:
         if path in OPEN:
             answer: object = {"status": "ok"}
+        elif path == VERSION:
+            answer = {"version": ollama_catalog.VERSION}
+        elif path == TAGS:
+            answer = ollama_catalog.tags(self._catalog.all())
         elif path in ("/v1/models", "/models"):
             answer = self._catalog.all_for_anthropic() if VERSION_HEADER in request.headers else self._catalog.all()
         elif path.startswith(("/v1/models/", "/models/")):
@@ -200,6 +212,8 @@ class Gateway:
             relay.go_on()
         name: str | None = None  # of the model, as the client has it
         try:
+            if request.path == SHOW:
+                return self._show(request)
             body, info, kind = self._read(request, request.path)
             name = info.model
             brings = media(body) if kind is JSON_TYPE else NO_MEDIA
@@ -211,6 +225,12 @@ class Gateway:
             log_refusal(request, connection, error, name)
             return self._refused(request, relay, error)
         return self._finish(request, connection, asked, relay)
+
+    def _show(self, request: HttpRequest) -> Response:
+        """Ollama's description of a model. AccelError."""
+        name = ollama_catalog.shown(b"".join(request.parts))
+        response = json_response(ollama_catalog.show(self._catalog.one(name)))
+        return response if request.origin is None else response.readable_by(request.origin)
 
     @staticmethod
     def _refused(request: HttpRequest, relay: Relay, error: AccelError) -> Response | None:
@@ -247,8 +267,8 @@ class Gateway:
 
 def _meant(path: str) -> str:
     """What to do for a client that asks for a path that is none of ours."""
-    if path.startswith("/api/"):
-        return "accelerd serves OpenAI's API, not Ollama's: have the client use an OpenAI endpoint at /v1"
+    if is_ollamas(path):
+        return "of Ollama's API accelerd has /api/chat, /api/show, /api/tags and /api/version"
     ends = [known for known in PATH_ALIASES if path.endswith(known)]
     return f"set the client's base URL so that it asks for {PATH_ALIASES[max(ends, key=len)]}" if ends else ""
 

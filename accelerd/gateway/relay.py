@@ -25,19 +25,22 @@ from accelerd.gateway.corrections import (
     PLAIN,
     Correction,
     Renamed,
+    RenamedLines,
     corrected_error,
     correction_for,
     error_event,
     refusal_event,
     renamed,
+    waiting_event,
 )
+from accelerd.gateway.dialects.translation import EVENT_STREAM, JSON_LINES, TranslatedResponse
 from accelerd.gateway.one_by_one import JoinedStreams
 from accelerd.gateway.response_framing import FramingError, Head, chunk
-from accelerd.gateway.responses import cors_headers, date_and_id, reason
+from accelerd.gateway.responses import JSON_TYPE, cors_headers, date_and_id, is_ollamas, reason
 from accelerd.gateway.upstream import ResponseReceiver, UpstreamConnection
 from accelerd.scheduler.record import Lease
 
-EVENT_STREAM = b"text/event-stream"
+STREAMS = (EVENT_STREAM, JSON_LINES)
 PRINTABLE: Final = punctuation.replace("%", "") + " "  # beside letters and digits; all else is escaped, with %
 LAST_CHUNK = b"0\r\n\r\n"
 MAX_COLLECTED = 64 << 20  # bytes of a response that is collected before it is sent
@@ -57,7 +60,7 @@ def response_head(status: int, content_type: bytes, model: str, keep_alive: bool
     ]
     if model:
         lines.append(f"{names.HEADER_MODEL}: {quote(model, safe=PRINTABLE)}".encode())
-    if content_type.startswith(EVENT_STREAM):
+    if content_type.startswith(STREAMS):
         lines += [b"Cache-Control: no-cache", b"X-Accel-Buffering: no"]
     if origin is not None:
         lines += [f"{name}: {value}".encode() for name, value in cors_headers(origin).items()]
@@ -126,6 +129,7 @@ class Relay:
         self.traits: Callable[[], Traits] | None = None  # of the leased model
         self.replaceable: Callable[[], bool] = never  # may another model answer instead, if the engine fails?
         self.misnamed = False  # does the engine have another name for the model?
+        self.translated: TranslatedResponse | None = None  # where the engine's API is not the client's
         self.several = False  # are several prompts answered in one stream?
         self.joined: JoinedStreams | None = None  # what makes one of several streams
         self.committed = False  # has a head been sent?
@@ -159,10 +163,11 @@ class Relay:
         self.unread, self._stalled, self._size = False, 0.0, 0
 
     def comment(self, text: str, model: str) -> None:
-        """Send an SSE comment to a streaming client that waits, and the head before the first one."""
+        """Send a comment to a streaming client that waits, and the head before the first one."""
         if not self.committed:
-            self._write(self._commit(200, EVENT_STREAM, model, chunked=True, length=None))
-        self._write_event(b": " + text.encode() + b"\n\n")
+            kind = JSON_LINES if is_ollamas(self._path) else EVENT_STREAM
+            self._write(self._commit(200, kind, model, chunked=True, length=None))
+        self._write_event(waiting_event(text, self._path, model))
 
     def fail(self, error: AccelError) -> AccelError | None:
         """End with an error: returned while it can still be a response of its own, else sent as an SSE event."""
@@ -267,13 +272,18 @@ class Relay:
         """The engine's error as the client is to get it."""
         assert self.lease is not None
         trained = self.traits().trained if self.traits is not None else None
+        if self.translated is not None:
+            body = self.translated.error(body)
         return corrected_error(status, body, self._path, self.lease.model, self.dialect, trained)
 
     def reply(self, status: int, content_type: bytes, body: bytes) -> None:
-        """Send a whole response in the name of the leased model, corrected."""
+        """Send a whole response in the name of the leased model, corrected. AccelError if it cannot be translated."""
         assert self.lease is not None
         if status >= 400:
             status, body = self._corrected(status, body)
+            content_type = content_type if self.translated is None else JSON_TYPE.encode()
+        elif self.translated is not None:
+            body, content_type = self.translated.answer(body), JSON_TYPE.encode()
         else:
             body = renamed(body, self.lease.model) if self.misnamed else body
             if self._path in PLAIN:
@@ -292,8 +302,9 @@ class Relay:
         self.ok = head.status < 500
         if not self.passed:
             self.first_byte = self._now()
-        streams = head.status == 200 and head.content_type.startswith(EVENT_STREAM)
-        if not streams and (self.committed or head.status >= 400 or self.only_stream or self._path in PLAIN):
+        streams = head.status == 200 and head.content_type.startswith(STREAMS)
+        whole = self.only_stream or self._path in PLAIN or self.translated is not None
+        if not streams and (self.committed or head.status >= 400 or whole):
             return self._keep(head)
         correction = self._correction_of_stream() if streams else None
         self._correction = correction
@@ -301,7 +312,8 @@ class Relay:
             self._rechunk = self._raw and (not head.chunked or correction is not None)
             return self._http10 or correction is not None
         chunked, length = (head.chunked, head.length) if correction is None else (True, None)
-        raw = self._commit(head.status, head.content_type, self.lease.model, chunked=chunked, length=length)
+        kind = head.content_type if self.translated is None else self.translated.stream_type
+        raw = self._commit(head.status, kind, self.lease.model, chunked=chunked, length=length)
         self._rechunk = self._raw and correction is not None
         contents = head.chunked and (self._http10 or correction is not None)
         if more and not contents and correction is None:
@@ -313,7 +325,11 @@ class Relay:
 
     def _correction_of_stream(self) -> Correction | None:
         assert self.lease is not None
+        if self.translated is not None:
+            return self.translated.stream()
         model = self.lease.model
+        if self.misnamed and is_ollamas(self._path):
+            return RenamedLines(model)
         correction = self.joined or correction_for(self._path, model, several=self.several)
         return Renamed(model, correction) if self.misnamed else correction
 
@@ -345,7 +361,12 @@ class Relay:
         if self._whole is not None:
             self._end(None if self.engine_busy else self._answer(b"".join(self._whole)))
             return
-        if self._correction is not None and (rest := self._correction.end()):
+        try:
+            rest = b"" if self._correction is None else self._correction.end()
+        except FramingError as error:
+            self.lost(str(error), clean=True, answered=True)
+            return
+        if rest:
             self._write_event(rest)
         if self.joined is not None and self.joined.more:
             self._end(None)
@@ -370,8 +391,12 @@ class Relay:
             self.ok = status < 500
             self._write_event(refusal_event(body, self._path, self.lease.model))
             self._transport.close()
-        else:
+            return None
+        try:
             self.reply(status, self._head.content_type, body)
+        except AccelError as error:
+            self.ok = False
+            return error
         return None
 
     def lost(self, reason: str, *, clean: bool, answered: bool, unread: bool = False) -> None:
@@ -395,7 +420,7 @@ class Relay:
     def _commit(self, status: int, content_type: bytes, model: str, *, chunked: bool, length: int | None) -> bytes:
         """The head to send; only the body may follow."""
         self.committed, self.status = True, status
-        self.stream = content_type.startswith(EVENT_STREAM)
+        self.stream = content_type.startswith(STREAMS)
         self._raw = chunked and not self._http10
         if self._raw:
             framing = b"Transfer-Encoding: chunked\r\n\r\n"

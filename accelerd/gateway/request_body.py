@@ -100,6 +100,14 @@ class MessagesBody(JsonBody, gc=False, kw_only=True):
     messages: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
 
 
+class OllamaBody(MessagesBody, gc=False, kw_only=True):
+    stream: bool | None = True
+
+    def __post_init__(self) -> None:
+        if self.stream is None:
+            self.stream = True
+
+
 DECODERS: dict[str, msgspec.json.Decoder[JsonBody]] = {
     "/v1/chat/completions": msgspec.json.Decoder(ChatBody),
     "/v1/chat/completions/input_tokens": msgspec.json.Decoder(ChatBody),
@@ -112,6 +120,7 @@ DECODERS: dict[str, msgspec.json.Decoder[JsonBody]] = {
     "/v1/responses/input_tokens": msgspec.json.Decoder(JsonBody),
     "/v1/audio/speech": msgspec.json.Decoder(InputBody),
     "/v1/images/generations": msgspec.json.Decoder(PromptBody),
+    "/api/chat": msgspec.json.Decoder(OllamaBody),
 }
 
 

@@ -55,6 +55,7 @@ class Part(msgspec.Struct, gc=False):
     content: msgspec.Raw = EMPTY
     output: msgspec.Raw = EMPTY  # of a tool, in OpenAI's responses
     multimodal_data: msgspec.Raw = EMPTY  # of a prompt, as llama-server has it
+    images: msgspec.Raw = EMPTY  # of a message, as Ollama has it
 
 
 class Body(msgspec.Struct, gc=False):
@@ -94,6 +95,8 @@ def _in(raw: msgspec.Raw, depth: int) -> Iterator[Task]:
             continue
         if isinstance(part.type, str) and part.type in MEDIA:
             yield MEDIA[part.type]
+        if _begins(part.images, b"[") and ITEMS.decode(part.images):
+            yield "vision"
         for data in _items(part.multimodal_data):
             yield from (task for start, task in FILES.items() if _begins(data, b'"' + start))
         yield from _in(part.content, depth - 1)

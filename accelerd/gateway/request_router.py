@@ -6,13 +6,14 @@ Asks the routing for names, the scheduler for free models, the engines for capab
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from msgspec import Struct
 
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec, Route
 from accelerd.engines.base import Dialect, Engine, Task, Traits
+from accelerd.gateway.dialects.translation import Translation, translation_for
 from accelerd.gateway.request_body import FormBody, JsonBody
 from accelerd.gateway.responses import PHRASES, TASKS, TOOLED
 from accelerd.routing.choice import Decision, decide, placed
@@ -36,6 +37,7 @@ class UpstreamTarget(Struct, frozen=True):
     wire_name: str | None = None  # the engine's name of the model; None: `model` in the body stays as it is
     busy_statuses: frozenset[int] = frozenset()  # that mean: try again later
     hides_errors: bool = False  # an error may come with status 200
+    translation: Translation | None = None  # where the engine has not the API of the request
 
 
 class RequestRouter:
@@ -73,11 +75,11 @@ class RequestRouter:
         if usual is not None and not media:
             return usual
         task = TASKS[path]
-        found = self._unnamed(task) if info.model is None else self.directory.find(info.model)
+        found = self._unnamed(path) if info.model is None else self.directory.find(info.model)
         if isinstance(found, Route):
-            lacking = self._lacking(found, task, info, media)
+            lacking = self._lacking(found, path, info, media)
             if len(lacking) == len(found.models):
-                raise self._none_can(found, lacking)
+                raise self._none_can(found, lacking, path)
             return self._routed(found, path, info, media, _words(lacking))
         target = self.target_of(found, path, info, media)
         unchanged = target == UpstreamTarget(found.name, path)
@@ -86,16 +88,16 @@ class RequestRouter:
             self._usual[info.model, path] = target
         return target
 
-    def _unnamed(self, task: Task) -> ModelSpec | Route:
+    def _unnamed(self, path: str) -> ModelSpec | Route:
         """What a request without a model means: the default if it can, the only one, or the only one for the task.
 
         AccelError bad_request.
         """
         default, models = self.directory.default, list(self.directory.models.values())
-        if default is not None and any(task in self.traits(spec).tasks for spec in self._models_of(default)):
+        if default is not None and any(map(self._can(path), self._models_of(default))):
             return default
         if len(models) > 1:
-            models = [spec for spec in models if task in self.traits(spec).tasks] or models
+            models = list(filter(self._can(path), models)) or models
         if len(models) != 1 and default is not None:
             return default
         if len(models) != 1:
@@ -103,13 +105,17 @@ class RequestRouter:
             raise AccelError("bad_request", "the request does not say which `model`", hint=names, param="model")
         return models[0]
 
+    def _can(self, path: str) -> Callable[[ModelSpec], bool]:
+        """Which models can be asked at this path, be it by translation."""
+        return lambda spec: _serves(self.traits(spec), path)
+
     def _models_of(self, named: ModelSpec | Route) -> list[ModelSpec]:
         return [self.directory.models[name] for name in named.models] if isinstance(named, Route) else [named]
 
     def route(self, path: str, info: RequestInfo) -> Route | None:
         """The route that a request asks for, if it is one that has several models."""
         try:
-            found = self._unnamed(TASKS[path]) if info.model is None else self.directory.find(info.model)
+            found = self._unnamed(path) if info.model is None else self.directory.find(info.model)
         except AccelError:  # the configuration has changed since
             return None
         return found if isinstance(found, Route) and len(found.models) > 1 else None
@@ -121,7 +127,7 @@ class RequestRouter:
         route = self.route(path, info)
         if route is None:
             return None
-        lacking = {**_words(self._lacking(route, TASKS[path], info, media)), **failed}
+        lacking = {**_words(self._lacking(route, path, info, media)), **failed}
         return None if len(lacking) == len(route.models) else self._routed(route, path, info, media, lacking)
 
     def _routed(
@@ -134,12 +140,13 @@ class RequestRouter:
     def target_of(self, spec: ModelSpec, path: str, info: RequestInfo, media: Collection[Task] = ()) -> UpstreamTarget:
         """The target, by what is known now; loading the model may change it. AccelError not_supported_by_model."""
         traits = self.traits(spec)
-        missing = _missing(traits, TASKS[path], info, media)
+        missing = _missing(traits, path, info, media)
         if missing is not None:
-            raise self._refusal(spec, missing, traits)
-        dialect = self.dialect(spec)
+            raise self._refusal(spec, missing, traits, path)
+        dialect, translation = self.dialect(spec), translation_for(path, traits.tasks)
+        path = path if translation is None else translation.engine
         return UpstreamTarget(
-            spec.name, traits.paths.get(path, path), traits.wire_name, dialect.busy, dialect.masks_errors
+            spec.name, traits.paths.get(path, path), traits.wire_name, dialect.busy, dialect.masks_errors, translation
         )
 
     def decision(self, route: Route) -> Decision:
@@ -156,30 +163,39 @@ class RequestRouter:
             return frozenset((NPU,))
         return placed(snapshot)
 
-    def _lacking(self, route: Route, task: Task, info: RequestInfo, media: Collection[Task]) -> dict[str, Task]:
+    def _lacking(self, route: Route, path: str, info: RequestInfo, media: Collection[Task]) -> dict[str, Task]:
         """The models of a route that cannot serve this, and what they lack."""
         traits = {name: self.traits(self.directory.models[name]) for name in route.models}
-        lacking = {name: _missing(known, task, info, media) for name, known in traits.items()}
+        lacking = {name: _missing(known, path, info, media) for name, known in traits.items()}
         return {name: missing for name, missing in lacking.items() if missing is not None}
 
-    def _none_can(self, route: Route, lacking: Mapping[str, Task]) -> AccelError:
+    def _none_can(self, route: Route, lacking: Mapping[str, Task], path: str) -> AccelError:
         text = "; ".join(f"{name} {why}" for name, why in _words(lacking).items())
         missing = lacking[route.models[-1]]
-        return _unsupported(f"no model of {route.name} supports this: {text}; {self._others(missing)}", missing)
+        return _unsupported(f"no model of {route.name} supports this: {text}; {self._others(missing, path)}", missing)
 
-    def _refusal(self, spec: ModelSpec, missing: Task, traits: Traits) -> AccelError:
+    def _refusal(self, spec: ModelSpec, missing: Task, traits: Traits, path: str) -> AccelError:
         why = traits.why_not.get(missing) or f"{spec.engine} does not support it with this model"
-        return _unsupported(f"{spec.name} cannot {PHRASES[missing]}: {why}; {self._others(missing)}", missing)
+        return _unsupported(f"{spec.name} cannot {PHRASES[missing]}: {why}; {self._others(missing, path)}", missing)
 
-    def _others(self, task: Task) -> str:
+    def _others(self, missing: Task, path: str) -> str:
         """The models that have the capability."""
-        able = [spec.name for spec in self.directory.models.values() if task in self.traits(spec).tasks]
+        specs = self.directory.models.values()
+        if missing == TASKS[path]:
+            able = [spec.name for spec in specs if _serves(self.traits(spec), path)]
+        else:
+            able = [spec.name for spec in specs if missing in self.traits(spec).tasks]
         return f"these models can: {', '.join(able)}" if able else "no configured model can"
 
 
-def _missing(traits: Traits, task: Task, info: RequestInfo, media: Collection[Task]) -> Task | None:
-    if task not in traits.tasks:
-        return task
+def _serves(traits: Traits, path: str) -> bool:
+    return TASKS[path] in traits.tasks or translation_for(path, traits.tasks) is not None
+
+
+def _missing(traits: Traits, path: str, info: RequestInfo, media: Collection[Task]) -> Task | None:
+    task = TASKS[path]
+    if not _serves(traits, path):
+        return "chat" if task == "ollama" else task
     if task in TOOLED and "tools" not in traits.tasks and info.wants_tools():
         return "tools"
     return next((one for one in sorted(media) if one not in traits.tasks), None)

@@ -33,6 +33,7 @@ TASKS: Final[dict[str, Task]] = {
     "/v1/audio/speech": "speech",
     "/v1/images/generations": "images",
     "/v1/images/edits": "images",
+    "/api/chat": "ollama",
 }
 ANTHROPIC: Final = "/v1/messages"  # and what is below it: errors have Anthropic's shape
 PATH_ALIASES: Final = {  # OpenAI's clients may leave out /v1
@@ -48,7 +49,8 @@ FORMS: Final = {
     "/v1/images/edits": ("image", "image[]"),
 }
 ASSEMBLED: Final = ("/v1/chat/completions", "/v1/completions")  # whose streams stream_assembly.py can put together
-TOOLED: Final[frozenset[Task]] = frozenset(("chat", "messages", "responses"))  # where a request may bring tools
+# Where a request may bring tools.
+TOOLED: Final[frozenset[Task]] = frozenset(("chat", "messages", "responses", "ollama"))
 
 PHRASES: Final[dict[Task, str]] = {
     "chat": "chat",
@@ -146,6 +148,13 @@ def error_headers(error: AccelError) -> dict[str, str]:
     return headers
 
 
+def is_ollamas(path: str) -> bool:
+    """Is this a path of Ollama's API? Errors have its shape then. Lemonade's clients ask for OpenAI's below /api/v1."""
+    return path.startswith("/api/") and not path.startswith("/api/v1/")
+
+
 def error_body(error: AccelError, path: str) -> dict[str, Any]:
     """The error as clients of that path parse it."""
+    if is_ollamas(path):
+        return {"error": error.message}
     return error.anthropic() if path.startswith(ANTHROPIC) else error.openai()

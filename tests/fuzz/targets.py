@@ -11,6 +11,7 @@ import io
 import tempfile
 from collections.abc import Callable
 from functools import cache
+from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -40,6 +41,9 @@ from accelerd.estimate.placing import options
 from accelerd.estimate.remote import Web, part_urls, total_of
 from accelerd.estimate.tensors import GgufModel, read_part
 from accelerd.gateway.corrections import MESSAGES, corrected_error, correction_for, refusal_event
+from accelerd.gateway.dialects.neutral import Answering
+from accelerd.gateway.dialects.translation import CHAT, OLLAMA, TranslatedResponse, Translation
+from accelerd.gateway.dialects.translation import MESSAGES as MESSAGES_API
 from accelerd.gateway.handover import unpack
 from accelerd.gateway.one_by_one import JoinedStreams
 from accelerd.gateway.relay import hidden_error
@@ -151,6 +155,29 @@ def config(data: bytes) -> None:
     evaluate(files, Path("/nonexistent/accelerd.toml"), Path("/nonexistent"), with_warnings=False)
 
 
+def dialects(data: bytes) -> None:
+    """What a client sends and what an engine answers, in an API that the other has not: byte for byte the same."""
+    to = Answering("m", 0.0, lambda: 0.0, 0.0)
+    for client, engine in permutations((CHAT, MESSAGES_API, OLLAMA), 2):
+        translation = Translation(client, engine)
+        with contextlib.suppress(AccelError):
+            translation.request(translation.request(data).body)
+        response = TranslatedResponse(translation, to)
+        response.error(data)
+        with contextlib.suppress(AccelError):
+            response.answer(data)
+        fed: list[int] = []
+        for size in (len(data) or 1, 1):
+            stream, written = response.stream(), b""
+            with contextlib.suppress(FramingError):
+                for at in range(0, len(data), size):
+                    written += stream.feed(data[at : at + size])
+                written += stream.end()
+                fed.append(len(written))
+        assert len(fed) != 1 or not fed[0], "cut elsewhere it is an error"
+        assert len(set(fed)) <= 1
+
+
 class Offline(Web):
     """A hub that says one thing."""
 
@@ -230,8 +257,8 @@ def tools(data: bytes) -> None:
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     one.__name__.replace("_", "-"): one
-    for one in (gguf, request_head, json_body, form_body, response_head, chunked, events, config, hub, state_files,
-                bus_names, tools)
+    for one in (gguf, request_head, json_body, form_body, response_head, chunked, events, dialects, config, hub,
+                state_files, bus_names, tools)
 }  # fmt: skip
 CORPUS = Path(__file__).parent / "corpus"
 

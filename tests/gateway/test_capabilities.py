@@ -174,7 +174,7 @@ async def test_the_list_says_what_each_can(tmp_path: Path) -> None:
     async with table(tmp_path) as b, await b.client() as client:
         listed = {m["id"]: m for m in (await client.ask("GET", "/v1/models")).json()["data"]}
         npu = listed["npu-chat"]
-        assert npu["capabilities"] == ["chat", "completions"]
+        assert npu["capabilities"] == ["chat", "completions", "messages"]  # the last by translation
         assert (npu["labels"], npu["recipe"], npu["engine"], npu["device"]) == (["reasoning"], "flm", "flm", "npu")
         assert npu["aliases"] == ["npu/npu-chat"]
         assert listed["gpu"]["aliases"] == ["gpt-4o", "local/gpu"]

@@ -146,9 +146,7 @@ async def test_what_the_default_cannot_do_goes_to_the_only_one_that_can(tmp_path
 @pytest.mark.parametrize(
     ("path", "advice"),
     [
-        ("/api/chat", "have the client use an OpenAI endpoint at /v1"),
-        ("/api/tags", "have the client use an OpenAI endpoint at /v1"),
-        ("/api/v1/chat/completions", "have the client use an OpenAI endpoint at /v1"),
+        ("/api/v1/chat/completions", "base URL so that it asks for /v1/chat/completions"),
         ("/v1/v1/chat/completions", "base URL so that it asks for /v1/chat/completions"),
         ("/openai/v1/embeddings", "base URL so that it asks for /v1/embeddings"),
         ("/v1/chat/completions/responses", "base URL so that it asks for /v1/responses"),

@@ -226,7 +226,7 @@ async def test_what_a_model_can_be_asked_for_is_said_and_what_it_cannot(flm: Flm
     assert found.wire_name == "qwen3:4b"
     assert found.device == "npu"
     assert "reasoning" in found.labels
-    assert "does not support /v1/messages; ask /v1/chat/completions" in found.why_not["messages"]
+    assert "/v1/messages itself is translated" in found.why_not["messages"]
     assert "does not support /v1/responses" in found.why_not["responses"]
     assert "does not support reranking" in found.why_not["rerank"]
     assert "npu/embed-gemma-300m" in found.why_not["embeddings"]

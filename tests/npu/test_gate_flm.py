@@ -58,7 +58,7 @@ def test_B_flm_hears_its_own_name_whatever_the_client_says(daemons: DaemonFactor
 def test_B_what_flm_lacks_is_refused_before_it_is_started(daemons: DaemonFactory, tmp_path: Path) -> None:
     flm = FlmOnPath(tmp_path).pulled("llama3.2:1b")
     daemon = daemons.start(flm_model("npu/llama", "llama3.2:1b"), env={"PATH": flm.path})
-    message = daemon.send("POST", "/v1/messages", {"model": "npu/llama", "max_tokens": 9, "messages": HELLO})
+    message = daemon.send("POST", "/v1/messages/count_tokens", {"model": "npu/llama", "messages": HELLO})
     assert message.status == 400
     assert (message.json()["type"], message.json()["error"]["type"]) == ("error", "invalid_request_error")
     for path, body, capability in (
@@ -71,8 +71,24 @@ def test_B_what_flm_lacks_is_refused_before_it_is_started(daemons: DaemonFactory
         assert answer.json()["error"]["capability"] == capability
     assert flm.served() == []
     (listed,) = daemon.send("GET", "/v1/models").json()["data"]
-    assert "messages" not in listed["capabilities"]
+    assert "responses" not in listed["capabilities"]
     assert (listed["engine"], listed["device"]) == ("flm", "npu")
+
+
+def test_B_anthropics_and_ollamas_clients_are_translated_to(daemons: DaemonFactory, tmp_path: Path) -> None:
+    flm = FlmOnPath(tmp_path).pulled("qwen3:4b")
+    daemon = daemons.start(flm_model(), env={"PATH": flm.path})
+    asked = {"model": NAME, "messages": HELLO}
+    message = daemon.send("POST", "/v1/messages", {**asked, "max_tokens": 9})
+    assert (message.status, message.json()["type"], message.json()["model"]) == (200, "message", NAME)
+    assert message.json()["content"][-1]["text"]
+    line = daemon.send("POST", "/api/chat", {**asked, "stream": False})
+    assert (line.status, line.json()["done"], line.json()["model"]) == (200, True, NAME)
+    lines = daemon.send("POST", "/api/chat", asked).body.splitlines()
+    assert (json.loads(lines[0])["done"], json.loads(lines[-1])["done"]) == (False, True)
+    assert {record["model"] for record in posts(flm)} == {"qwen3:4b"}
+    (listed,) = daemon.send("GET", "/api/tags").json()["models"]
+    assert listed["name"] == NAME
 
 
 def test_B_its_full_queue_never_reaches_a_client(daemons: DaemonFactory, tmp_path: Path) -> None:

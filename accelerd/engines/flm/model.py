@@ -27,7 +27,7 @@ RATE: Final = 16_000  # samples a second
 
 CHAT: Final = "ask /v1/chat/completions"
 NEVER: Final[dict[str, str]] = {
-    "messages": f"FastFlowLM does not support /v1/messages; {CHAT}",
+    "messages": "FastFlowLM does not count the tokens of messages; /v1/messages itself is translated",
     "responses": f"FastFlowLM does not support /v1/responses; {CHAT}",
     "rerank": "FastFlowLM does not support reranking; use a llama-server model with rerank = true",
 }

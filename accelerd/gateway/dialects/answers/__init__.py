@@ -1,0 +1,1 @@
+"""Answers, whole and streamed: each module reads those of one API into the neutral form, and writes them."""
