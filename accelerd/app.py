@@ -205,7 +205,7 @@ class Parts(ControlParts):
             self.gateway, config.server, passed, roots.control_socket, sockets.release, sockets.store
         )
         self.runtime_directory = RuntimeDirectory(
-            roots, self.listeners.restore_control, supervisor.sockets, self.models.relaunch
+            roots, self.listeners.restore_control, supervisor.sockets, self.models.relaunch, supervisor.write_records
         )
         exporter = session_exporter(buses.session, events)
         self.bus_service = BusService(exporter, str(roots.runtime))

@@ -1,4 +1,5 @@
-"""Makes the runtime directory again when somebody has removed it: the lock, the control socket, the models' sockets.
+"""Makes the runtime directory again when somebody has removed it: the lock, the control socket, the records of
+models.
 
 A model whose socket is gone is started again once its requests have ended. Polls nothing.
 """
@@ -32,9 +33,11 @@ class RuntimeDirectory:
         listen: Callable[[], Awaitable[None]],
         sockets: Callable[[], Mapping[str, str]],
         relaunch: Callable[[list[str]], None],
+        write_records: Callable[[], Awaitable[None]],
     ) -> None:
         """`listen` on the control socket; `sockets` of loaded models, by name; `relaunch` them when they are idle."""
         self._roots, self._listen, self._sockets, self._relaunch = roots, listen, sockets, relaunch
+        self._write_records = write_records
         self._locks: list[InstanceLock] = []  # held until the process ends
         self.problem: str | None = None  # for `status`: it could not be made again
 
@@ -58,6 +61,7 @@ class RuntimeDirectory:
             self.problem = f"the runtime directory {where} was removed and cannot be made again: {error.message}"
             event(log, logging.ERROR, self.problem)
             return
+        await self._write_records()
         lost = self._lost()
         self._relaunch(lost)
         again = f"; started again when they are idle, since their sockets are gone: {', '.join(lost)}" if lost else ""

@@ -137,6 +137,10 @@ class Instance:
         self._thorough |= thorough
         self._probe_asked.set()
 
+    async def write_record(self) -> None:
+        """Again, since it was removed."""
+        await self._record.write_again()
+
     def facts(self) -> InstanceInfo:
         pid = self._main.pid if self._main is not None else None
         return InstanceInfo(self.spec.name, pid, self._started, self._plan, self._home, self._place)

@@ -188,6 +188,7 @@ class InstanceRecordFile:
         self._tag = tag
         self._stored = stored
         self._log = log
+        self._writing = asyncio.Lock()
 
     @property
     def survives(self) -> bool:
@@ -203,18 +204,25 @@ class InstanceRecordFile:
             self._stored = structs.replace(self._stored, phase=phase)
             await self._write(self._stored)
 
+    async def write_again(self) -> None:
+        """Somebody has removed it."""
+        if self._stored is not None:
+            await self._write(self._stored)
+
     async def remove(self) -> None:
         """After the end."""
         if self._stored is not None:
             self._stored = None
             try:
-                await asyncio.to_thread(self._store.remove, self._tag)
+                async with self._writing:
+                    await asyncio.to_thread(self._store.remove, self._tag)
             except OSError as error:
                 self._log(logging.WARNING, f"cannot remove its record: {error.strerror or error}")
 
     async def _write(self, stored: StoredInstance) -> bool:
         try:
-            await asyncio.to_thread(self._store.write, stored)
+            async with self._writing:
+                await asyncio.to_thread(self._store.write, stored)
         except OSError as error:
             text = f"cannot write its record, it may end when accelerd restarts: {error.strerror or error}"
             self._log(logging.WARNING, text)

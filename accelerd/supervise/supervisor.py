@@ -139,6 +139,10 @@ class ProcessSupervisor(Supervisor):
         plans = {life.spec.name: life.facts().plan for life in self._instances.values()}
         return {name: plan.endpoint.unix for name, plan in plans.items() if plan is not None and plan.endpoint.unix}
 
+    async def write_records(self) -> None:
+        """Again, since somebody has removed them: the next daemon would not know of what runs."""
+        await asyncio.gather(*(life.write_record() for life in self._instances.values()))
+
     def output(self, model: str) -> OutputRing:
         """What the instances of a model printed; empty for one that never ran."""
         return self._rings.setdefault(model, OutputRing())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import shutil
 import threading
 from collections.abc import Iterator
 
@@ -56,6 +57,28 @@ def test_a_model_that_was_loading_when_the_daemon_was_killed_goes_on_loading(ser
     assert service.chat("a").status == 200
     assert service.pids("a") == {"a": pid}
     assert service.site.spawns() == 1
+
+
+def test_models_are_taken_over_although_the_runtime_directory_was_removed(service: Service) -> None:
+    """What listens at a port goes on meanwhile; also what was loading then."""
+    tcp = '[engines.llama-server]\ntransport = "tcp"\n'
+    models = service.site.model("a") + service.site.model("slow", "slow-load:2")
+    service.install(QUICK + tcp + models, socket=False)
+    service.start()
+    pids = service.load("a")
+    with side_by_side() as do:
+        do(_ignore_errors, service.events, "load?model=slow")
+        pids["slow"] = eventually(lambda: service.status("slow")["pid"], "it is started")
+        folder = service.instances.parent
+        folder.rename(folder.with_name("away"))
+        eventually(lambda: f"somebody removed {folder}" in service.output(), "it is made again")
+        service.back(service.kill())
+    assert service.pids("a", "slow") == pids
+    assert service.chat("a").status == 200
+    assert service.site.spawns() == 2
+    service.stop_all()
+    shutil.rmtree(folder.with_name("away"))
+    assert wait_until(service.nothing_left), service.leftovers()
 
 
 def _ignore_errors(function: object, *arguments: object) -> None:
