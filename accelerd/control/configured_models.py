@@ -99,7 +99,8 @@ class ConfiguredModels:
 
     async def survey(self) -> None:
         """Until cancelled: ask the models' programs what they would need, whenever models or devices have changed;
-        those first that requests wait for, then those of which the forecast is provisional.
+        those first that requests wait for, then those of which the forecast is provisional, and last those on a disk
+        that has not answered.
 
         Programs in containers are not asked before a model was started there; of a container that is there, only what
         it publishes is asked.
@@ -111,7 +112,8 @@ class ConfiguredModels:
             while due:
                 waited_for = {one.spec.name for one in self._scheduler.snapshots() if one.queue}
                 unsure = {spec.name for spec, known in self._forecasts if known.provisional}
-                name = min(due, key=lambda one: (one not in waited_for, one not in unsure))
+                silent = self._model_info.silent
+                name = min(due, key=lambda one: (one in silent, one not in waited_for, one not in unsure))
                 due.remove(name)
                 if (spec := self._config.models.get(name)) is not None:
                     await self._ask(spec)

@@ -31,6 +31,7 @@ from accelerd.memory.model import Forecast, MemoryRequirement, in_ram
 from accelerd.scheduler.events import ModelLoaded
 
 DISK_PATIENCE = 0.3  # s that a model's volume has to answer: a start, a reload and an `explain` wait for it
+SLOW_DISK = 5.0  # s that it has where nobody else waits
 AT_ONCE = 4  # models whose files are looked into at a time
 PATIENCE = 10.0  # s for all of them
 
@@ -97,16 +98,17 @@ class ModelInfo:
                 async with asyncio.timeout_at(until), few:
                     return spec, await self.forecast(spec, ask=ask)
             except TimeoutError:
-                return spec, self._silent(spec, f"its files did not answer in {self._patience:g} s")
+                known = self._silent(spec, f"its files did not answer in {self._patience:g} s")
+                return spec, replace(known, provisional=not ask)
 
         return await asyncio.gather(*map(one, specs))
 
-    async def forecast(self, spec: ModelSpec, *, ask: bool = False) -> Forecast:
-        """What one model will need; not known while its volume does not answer."""
+    async def forecast(self, spec: ModelSpec, *, ask: bool = False, within: float = DISK_PATIENCE) -> Forecast:
+        """What one model will need; not known while its volume has not answered for `within` seconds."""
         try:
-            await planning.answer(spec, self._roots.home, DISK_PATIENCE)
+            await planning.answer(spec, self._roots.home, within)
         except AccelError as error:
-            return self._silent(spec, error.message)
+            return replace(self._silent(spec, error.message), provisional=not ask)
         self.silent.discard(spec.name)
         estimate = await self._engines[spec.engine].forecast(spec, self._devices(), ask=ask)
         # What a person has declared, and files that nobody can read, have no key: then the settings are one.
@@ -127,8 +129,9 @@ class ModelInfo:
         return self._estimates.setdefault(spec.name, Forecast((in_ram(0, f"unknown: {why}"),)))
 
     async def best_forecast(self, spec: ModelSpec) -> Forecast:
-        """What one model will need; its program is asked, unless that would start a container."""
-        return await self.forecast(spec, ask=not spec.contained or spec.home == "container")
+        """What one model will need; its program is asked, unless that would start a container. A slow disk has time."""
+        ask = not spec.contained or spec.home == "container"
+        return await self.forecast(spec, ask=ask, within=min(SLOW_DISK, spec.start_timeout))
 
     def record_peak(self, spec: ModelSpec, need: MemoryRequirement, peak: Mapping[str, int]) -> None:
         """The most, by pool, that the loaded model was seen to use."""

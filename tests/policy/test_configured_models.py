@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from msgspec.structs import replace
 
+from accelerd.base.errors import AccelError
 from accelerd.base.events import EventStream
 from accelerd.base.ports import Roots
 from accelerd.config import Config
 from accelerd.config.model import ModelSpec
 from accelerd.control.configured_models import ConfiguredModels
 from accelerd.control.model_info import ModelInfo
+from accelerd.engines import planning
 from accelerd.memory.learned import Learned
 from accelerd.memory.model import Forecast, in_ram
 from accelerd.policy.battery import PowerSaving
@@ -110,7 +114,7 @@ async def test_those_come_last_of_which_nothing_better_is_expected() -> None:
 async def test_a_program_that_does_not_answer_leaves_what_is_known_and_holds_up_nobody() -> None:
     world = World()
     world.silent = "here"
-    survey = asyncio.create_task(world.models(EventStream(), limit=0.01).survey())
+    survey = asyncio.create_task(world.models(EventStream(), limit=1.0).survey())
     try:
         await asyncio.wait_for(world.done.wait(), 10)
         assert world.told["here"] == replace(PROVISIONAL, provisional=False)
@@ -133,6 +137,39 @@ async def test_a_disk_that_does_not_answer_holds_up_no_start() -> None:
     found = {spec.name: forecast for spec, forecast in await one.forecasts([HERE, BOXED])}
     assert found["here"].options[0].total == 7
     assert "did not answer" in found["boxed"].options[0].source
+    assert [found[name].provisional for name in ("here", "boxed")] == [False, True]
+
+
+async def test_a_slow_disk_is_not_known_yet_and_is_waited_for_when_nobody_else_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = asyncio.Event()
+
+    async def answer(spec: ModelSpec, home: Path, within: float) -> None:
+        if spec is HERE and not answers.is_set():
+            if within < 1.0:
+                raise AccelError("model_failed", "cannot read the files of here")
+            order.append("waits")
+            await answers.wait()
+
+    order: list[str] = []
+    monkeypatch.setattr(planning, "answer", answer)
+    world = World()
+    world.wanted = "here"
+    models = world.models(EventStream())
+    found = await models.forecasts(Config(models={"here": HERE, "boxed": BOXED}))
+    assert [(one.provisional, one.options[0].total) for _, one in found] == [(True, 0), (False, 1)]
+    world.asked.clear()
+    survey = asyncio.create_task(models.survey())
+    try:
+        while not order:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert list(world.told) == ["boxed"], "the other one did not wait for it"
+        answers.set()
+        await world.done.wait()
+        assert (world.told["here"].provisional, world.told["here"].options[0].total) == (False, 1)
+    finally:
+        survey.cancel()
 
 
 async def test_advice_for_a_model_that_was_seen_to_need_more_than_estimated_counts_that() -> None:
