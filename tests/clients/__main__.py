@@ -20,10 +20,11 @@ from pathlib import Path
 
 from tests.clients.agents import AGENTS, PROXIES, Agent, Place
 from tests.clients.compare import Result, differences, table, told
-from tests.clients.targets import AGENT_CONTEXT, SLOTS, Pair, Target, pair
+from tests.clients.targets import AGENT_CONTEXT, SLOTS, Pair, Target, pair, translated
 
 SUITES = Path(__file__).parent / "suites"
-SDKS = ["openai", "anthropic", "langchain", "llama_index", "pydantic_ai", "litellm"]
+SDKS = ["openai", "anthropic", "langchain", "llama_index", "pydantic_ai", "litellm", "dialects"]
+DIALECTS = "dialects"  # of these, the suite whose engines have one API only
 NPM = ["openai", "vercel", "langchain"]
 LIMIT = 600  # s for one suite
 
@@ -113,12 +114,21 @@ def main() -> int:
         stack.enter_context(redirect_stdout(StringIO()))  # what daemons print is for tests that fail
         directory = Path(scratch)
         wanted = commands(args)
+        dialects = wanted.pop(DIALECTS, None)
         agents = [one for one in AGENTS if args.agents and chosen(one.name, args)]
         pairs = [stack.enter_context(pair(program, directory / str(n), args.cache, n)) for n in SLOTS if wanted]
         for name, command in wanted.items():
             print(f"  {name}", file=sys.stderr, flush=True)
             home = Path(tempfile.mkdtemp(dir=directory))
             results += suite(name, command, [target for one in pairs for target in one.targets()], home)
+        if dialects is not None:
+            print(f"  {DIALECTS}", file=sys.stderr, flush=True)
+            home = Path(tempfile.mkdtemp(dir=directory))
+            three = stack.enter_context(translated(program, directory / DIALECTS, args.cache))
+            results += suite(DIALECTS, dialects, list(three), home)
+            names += [target.name for target in three]
+            direct, chat, messages = names
+            compared += [(direct, chat), (direct, messages), (chat, messages)]
         if agents:
             for slots in SLOTS:
                 with pair(program, directory / f"agents-{slots}", args.cache, slots, AGENT_CONTEXT, calls=False) as one:

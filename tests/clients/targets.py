@@ -95,7 +95,8 @@ def serving(program: str, files: dict[str, Path], slots: int, context: int, log:
             stack.callback(_end, process)
             eventually(lambda port=port: healthy(port), f"llama-server with {kind} at port {port}")
             roots[kind] = f"http://127.0.0.1:{port}"
-        yield Target(f"llama-server, {slots} slots", roots["chat"], roots["embed"], roots["rerank"])
+        root = roots["chat"]
+        yield Target(f"llama-server, {slots} slots", root, roots.get("embed", root), roots.get("rerank", root))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -125,6 +126,29 @@ def configuration(program: str, files: dict[str, Path], slots: int, context: int
         if kind == "chat":
             toml += f"parallel = {slots}\ncontext = {context}\n"
     return toml
+
+
+@contextlib.contextmanager
+def translated(program: str, directory: Path, cache: Path) -> Iterator[tuple[Target, Target, Target]]:
+    """llama-server itself, and accelerd with an engine that has OpenAI's chat only, and one with Anthropic's messages.
+
+    The engines are llama-server, too, of which accelerd knows no more than that.
+    """
+    file = models(cache, CONTEXT, calls=True)["chat"]
+    directory.mkdir(parents=True, exist_ok=True)
+    argv = [program, "-m", "{model}", "--port", "{port}", "--alias", "theirs", "--threads", "1", "--jinja"]
+    argv += ["-np", "1", "-c", str(CONTEXT)]
+    with (
+        serving(program, {"chat": file}, 1, CONTEXT, directory / "llama-server.log") as direct,
+        DaemonFactory(directory) as daemons,
+    ):
+        through = []
+        for api in ("chat", "messages"):
+            toml = f'[models.chat]\nengine = "command"\npath = {json.dumps(str(file))}\n'
+            toml += f'command = {{argv = {json.dumps(argv)}, api = ["{api}", "tools"], served_name = "theirs"}}\n'
+            root = f"http://127.0.0.1:{daemons.start(toml).port}"
+            through.append(Target(f"accelerd, an engine with {api} only", root, root, root))
+        yield direct, through[0], through[1]
 
 
 @contextlib.contextmanager

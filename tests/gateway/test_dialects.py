@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from accelerd.base.errors import AccelError
@@ -32,6 +32,9 @@ API = {"chat": CHAT, "messages": MESSAGES, "ollama": OLLAMA, "anthropic": MESSAG
 PAIRS = list(permutations((CHAT, MESSAGES, OLLAMA), 2))  # client, engine
 TO = Answering("m", 1000.0, lambda: 5.0, 4.0, with_usage=True)
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+SLOW = [HealthCheck.too_slow]  # so are busy machines
+CUTS = settings(max_examples=25, deadline=None, suppress_health_check=SLOW)
+ROUND_TRIPS = settings(max_examples=70, deadline=None, suppress_health_check=SLOW)
 WEATHER = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 
 
@@ -121,7 +124,7 @@ def test_thoughts_texts_and_calls_follow_each_other_as_anthropic_has_them() -> N
 
 
 @pytest.mark.parametrize("name", STREAMS)
-@settings(max_examples=25, deadline=None)
+@CUTS
 @given(data=st.data())
 def test_where_a_stream_is_cut_makes_no_difference(name: str, data: st.DataObject) -> None:
     stream, engine = STREAMS[name], api_of(name)
@@ -259,7 +262,7 @@ tools = st.builds(
 choices = st.sampled_from(["auto", "none", "required", {"type": "function", "function": {"name": "f"}}])
 
 
-@settings(max_examples=150, deadline=None)
+@ROUND_TRIPS
 @given(chats(), choices, st.none() | st.booleans())
 def test_a_chat_that_becomes_messages_and_a_chat_again_is_the_same(
     body: dict[str, Any], choice: Any, parallel: bool | None
@@ -271,7 +274,7 @@ def test_a_chat_that_becomes_messages_and_a_chat_again_is_the_same(
     assert request(MESSAGES, CHAT, request(CHAT, MESSAGES, body)) == body
 
 
-@settings(max_examples=150, deadline=None)
+@ROUND_TRIPS
 @given(chats())
 def test_a_chat_that_becomes_ollamas_and_a_chat_again_is_the_same(body: dict[str, Any]) -> None:
     """But for where in a message its images are, and that they are none of its own."""
@@ -281,7 +284,7 @@ def test_a_chat_that_becomes_ollamas_and_a_chat_again_is_the_same(body: dict[str
     assert request(OLLAMA, CHAT, request(CHAT, OLLAMA, body)) == body
 
 
-@settings(max_examples=150, deadline=None)
+@ROUND_TRIPS
 @given(chats())
 def test_messages_that_become_a_chat_and_messages_again_are_the_same(body: dict[str, Any]) -> None:
     messages = request(CHAT, MESSAGES, body)
@@ -384,7 +387,7 @@ def test_what_cannot_be_translated_is_refused(client: str, engine: str, body: di
         (CHAT, {"messages": [], "temperature": "hot"}, "temperature"),
         (MESSAGES, {"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
         (MESSAGES, {"messages": [], "tool_choice": {"type": "perhaps"}}, "tool_choice.type"),
-        (OLLAMA, {"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
+        (OLLAMA, {"messages": [{"role": "robot" * 1000, "content": "x"}]}, "messages[0].role"),
         (OLLAMA, {"messages": [], "options": {"seed": "x"}}, "options.seed"),
     ],
 )
@@ -392,6 +395,7 @@ def test_what_is_not_valid_is_refused(client: str, body: dict[str, Any], param: 
     with pytest.raises(AccelError) as error:
         request(client, CHAT if client != CHAT else MESSAGES, body)
     assert (error.value.code, error.value.param) == ("bad_request", param)
+    assert len(error.value.message) < 200
 
 
 @pytest.mark.parametrize(
@@ -453,6 +457,24 @@ def test_what_is_no_event_of_the_api_is_an_error(engine: str, data: bytes) -> No
             response(client, engine).stream().feed(data)
 
 
+def test_anthropic_gets_no_message_without_content() -> None:
+    messages = [
+        {"role": "user", "content": "hi"}, {"role": "assistant", "content": "", "reasoning_content": "unsigned"},
+        {"role": "user", "content": "again"},
+    ]  # fmt: skip
+    found = request(CHAT, MESSAGES, {"messages": messages})["messages"]
+    assert [one["content"] for one in found] == ["hi", "again"]
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(503, "overloaded_error"), (400, "invalid_request_error"), ("x", "api_error")]
+)
+def test_an_error_in_a_stream_has_a_type_of_anthropics(code: Any, kind: str) -> None:
+    error = {"error": {"code": code, "message": "it broke", "type": "server_error"}}
+    (event,) = events(response(MESSAGES, CHAT).stream().feed(b"data: %b\n\n" % json.dumps(error).encode()), MESSAGES)
+    assert (event["type"], event["error"]["type"], event["error"]["message"]) == ("error", kind, "it broke")
+
+
 def test_calls_that_are_mixed_cannot_be_said_in_blocks() -> None:
     calls = [
         {"index": 0, "id": "a", "function": {"name": "f"}}, {"index": 1, "id": "b", "function": {"name": "g"}},
@@ -465,6 +487,18 @@ def test_calls_that_are_mixed_cannot_be_said_in_blocks() -> None:
     assert stream.feed(data) == b""  # they are kept until they are whole
     ended = events(stream.feed(b'data: {"choices":[{"delta":{},"finish_reason":"tool_calls"}]}\n\n'), OLLAMA)
     assert [one["message"]["tool_calls"][0]["function"]["name"] for one in ended] == ["f", "g"]
+
+
+def test_a_call_that_was_complete_gets_no_more_arguments() -> None:
+    deltas = [
+        {"tool_calls": [{"index": 0, "id": "a", "function": {"name": "f", "arguments": "{}"}}]},
+        {"content": "so"},
+        {"tool_calls": [{"index": 0, "function": {"arguments": "}"}}]},
+    ]
+    data = b"".join(b"data: %b\n\n" % json.dumps({"choices": [{"delta": delta}]}).encode() for delta in deltas)
+    for client in (MESSAGES, OLLAMA):
+        with pytest.raises(FramingError):
+            response(client, CHAT).stream().feed(data)
 
 
 @pytest.mark.parametrize("engine", [CHAT, MESSAGES, OLLAMA])

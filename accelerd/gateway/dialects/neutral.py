@@ -19,6 +19,7 @@ from accelerd.gateway.response_framing import FramingError
 Json = dict[str, Any]
 T = TypeVar("T")
 MAX_CALLS: Final = 1024  # of tools, in one answer
+MAX_SHOWN: Final = 40  # characters of a client's word in a message
 
 
 class StopReason(enum.Enum):

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from accelerd.base.errors import AccelError
+from accelerd.base.errors import AccelError, anthropic_type
 from accelerd.gateway.dialects.neutral import (
     MAX_CALLS,
     Answer,
@@ -254,7 +254,9 @@ class Writer:
             case Stop():
                 self._stop = event
             case Failed():
-                return self.failed({"type": "error", "error": {"type": "api_error", **event.error}})
+                status = event.error.get("code")
+                kind = anthropic_type(status if isinstance(status, int) else 500)
+                return self.failed({"type": "error", "error": {**event.error, "type": kind}})
         return b""
 
     def end(self) -> bytes:

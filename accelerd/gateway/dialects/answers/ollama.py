@@ -158,6 +158,8 @@ class Writer:
             case Thinking():
                 return self._line({"content": "", "thinking": event.text}) if event.text else b""
             case CallText():
+                if all(one.number != event.number for one in self._calls):
+                    raise FramingError("it sent the arguments of a tool call that was complete")
                 self._size += len(event.arguments)
                 if self._size > MAX_ARGUMENTS:
                     raise FramingError("it sent tool calls that are too long")

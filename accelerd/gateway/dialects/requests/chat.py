@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from accelerd.base.errors import AccelError
 from accelerd.gateway.dialects.neutral import (
+    MAX_SHOWN,
     Call,
     Choice,
     Image,
@@ -170,7 +171,7 @@ def _choice(wanted: str | Json | None) -> tuple[Choice | None, str]:
 def _tools(tools: Iterable[ToolDefinition], engine: str) -> Iterator[Tool]:
     for number, tool in enumerate(tools):
         if tool.function is None:
-            untranslatable(f"a tool of type {tool.type!r}", f"tools[{number}]", engine)
+            untranslatable(f"a tool of type {tool.type[:MAX_SHOWN]!r}", f"tools[{number}]", engine)
         function = tool.function
         yield Tool(function.name, function.description, function.parameters, function.strict)
 
@@ -194,7 +195,9 @@ def _messages(messages: Iterable[ChatMessage], engine: str) -> Iterator[Message]
             yield Message("user", parts)
         else:
             at = f"messages[{number}].role"
-            raise AccelError("bad_request", f"a message has the unknown role {message.role!r}", param=at)
+            raise AccelError(
+                "bad_request", f"a message has the unknown role {str(message.role)[:MAX_SHOWN]!r}", param=at
+            )
     if results:
         yield Message("user", tuple(results))
 
@@ -210,7 +213,7 @@ def _content(content: str | list[ContentPart] | None, number: int, engine: str) 
         elif part.type == "image_url" and part.image_url is not None:
             yield image_of(part.image_url if isinstance(part.image_url, str) else part.image_url.url)
         else:
-            untranslatable(f"content of type {part.type!r}", f"messages[{number}].content", engine)
+            untranslatable(f"content of type {part.type[:MAX_SHOWN]!r}", f"messages[{number}].content", engine)
 
 
 def thinking_of(message: ChatMessage) -> Iterator[Thinking]:

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from accelerd.base.errors import AccelError
 from accelerd.gateway.dialects.neutral import (
+    MAX_SHOWN,
     Call,
     Choice,
     Image,
@@ -167,14 +168,16 @@ def _think(switch: ThinkingSwitch | None, config: OutputConfig) -> bool | str | 
 def _tools(tools: Iterable[ToolDefinition], engine: str) -> Iterator[Tool]:
     for number, tool in enumerate(tools):
         if tool.type not in (None, "custom"):
-            untranslatable(f"Anthropic's own tool {tool.type!r}", f"tools[{number}].type", engine)
+            untranslatable(f"Anthropic's own tool {tool.type[:MAX_SHOWN]!r}", f"tools[{number}].type", engine)
         yield Tool(tool.name, tool.description, tool.input_schema, tool.strict)
 
 
 def _message(message: OneMessage, number: int, engine: str) -> Message:
     at = f"messages[{number}]"
     if message.role not in ("user", "assistant", "system"):
-        raise AccelError("bad_request", f"a message has the unknown role {message.role!r}", param=f"{at}.role")
+        raise AccelError(
+            "bad_request", f"a message has the unknown role {message.role[:MAX_SHOWN]!r}", param=f"{at}.role"
+        )
     if isinstance(message.content, str):
         return Message(message.role, (Text(message.content),) if message.content else ())
     parts = list(_parts(message.content, f"{at}.content", engine))
@@ -203,7 +206,7 @@ def _shown(block: Block, at: str, engine: str) -> Text | Image:
         return image_of(source.url)
     if block.type == "document" and source is not None and source.type == "text":
         return Text(source.data)
-    return untranslatable(f"content of type {block.type!r}", at, engine)
+    return untranslatable(f"content of type {block.type[:MAX_SHOWN]!r}", at, engine)
 
 
 def _result(content: Any, at: str, engine: str) -> Iterator[Text | Image]:
@@ -225,7 +228,8 @@ def write_request(request: Request) -> Json:
     if system:
         body["system"] = system[0].text if len(system) == 1 else [{"type": "text", "text": one.text} for one in system]
     rest = [one for one in request.messages if one.role != "system"]
-    body["messages"] = [{"role": one.role, "content": _content(one.parts)} for one in rest]
+    said = [{"role": one.role, "content": _content(one.parts)} for one in rest]
+    body["messages"] = [one for one in said if one["content"] or one["role"] == "user"]  # the API refuses empty ones
     body |= {name: value for name in SAMPLING if (value := getattr(request.sampling, name)) is not None}
     body.setdefault("max_tokens", MAX_TOKENS)
     if request.tools:

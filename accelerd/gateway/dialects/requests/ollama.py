@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from accelerd.base.errors import AccelError
 from accelerd.gateway.dialects.neutral import (
+    MAX_SHOWN,
     Call,
     Choice,
     Image,
@@ -126,7 +127,7 @@ def _messages(messages: Iterable[OneMessage]) -> Iterator[Message]:
         role = message.role.lower()
         if role not in ROLES:
             at = f"messages[{number}].role"
-            raise AccelError("bad_request", f"a message has the unknown role {message.role!r}", param=at)
+            raise AccelError("bad_request", f"a message has the unknown role {message.role[:MAX_SHOWN]!r}", param=at)
         parts = tuple(parts_of(message))
         if role == "tool":
             shown = tuple(part for part in parts if isinstance(part, Text | Image))
