@@ -1,13 +1,14 @@
-"""JSON that other programs wrote: engines, servers, tools, files of an earlier run. Whatever is wrong is one error."""
+"""JSON and numbers that others wrote: engines, servers, tools, files of an earlier run. What is wrong is one error."""
 
 from __future__ import annotations
 
 from types import UnionType
-from typing import Any, TypeVar, overload
+from typing import Any, Final, TypeVar, overload
 
 import msgspec
 
 T = TypeVar("T")
+LONGEST_NUMBER: Final = 18  # digits: int() refuses very many
 
 
 @overload
@@ -22,3 +23,8 @@ def from_json(data: bytes | str, type: Any = None) -> Any:
         raise msgspec.DecodeError("it is nested too deeply") from None
     except UnicodeError as error:
         raise msgspec.DecodeError(str(error)) from None
+
+
+def whole_number(text: str) -> int | None:
+    """The number that the text is; None: it is none, or too long. ("²".isdigit() is true, and int() refuses it.)"""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= LONGEST_NUMBER else None

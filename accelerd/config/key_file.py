@@ -10,6 +10,7 @@ import stat
 from typing import Final
 
 from accelerd.base import volumes
+from accelerd.base.files import read_small
 
 PATIENCE: Final = 0.5  # s that its volume has to answer
 
@@ -23,8 +24,7 @@ def read(path: str) -> tuple[tuple[str, ...], str]:
             return (), f"expected a regular file at {path}"
         if mode & (stat.S_IRWXG | stat.S_IRWXO):
             return (), f"other users can read the keys in {path}; run: chmod 600 {path}"
-        with open(path, encoding="utf-8") as file:
-            lines = file.read().split("\n")
+        lines = read_small(path).decode().split("\n")
     except FileNotFoundError:
         return (), f"no such file: {path}"
     except OSError as error:

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from msgspec import Struct
 
 from accelerd.base.errors import AccelError
+from accelerd.base.files import read_small
 from accelerd.base.model_source import Source
 from accelerd.downloads.choice import Choice, HubFile, choose, is_gguf
 from accelerd.estimate.tensors import parts
@@ -134,7 +135,7 @@ def _of_llama_cpp(source: Source, env: Mapping[str, str], home: Path) -> Files |
 def _snapshots(folder: Path) -> list[Path]:
     """That of the main branch first, then older ones."""
     try:
-        commit = (folder / "refs/main").read_text().strip()
+        commit = read_small(folder / "refs/main").decode().strip()
     except (OSError, ValueError):
         commit = ""
     try:

@@ -21,6 +21,7 @@ from typing import BinaryIO, Final, Protocol
 from msgspec import Struct
 
 from accelerd.base.errors import AccelError
+from accelerd.base.files import at_once
 from accelerd.base.sizes import human_size
 from accelerd.estimate.gguf import MAGIC, Budget, GgufError, TruncatedError
 from accelerd.estimate.model_kind import identify
@@ -69,7 +70,7 @@ class Fetcher:
     def fetch(self, file: RemoteFile, partial: Path, target: Path, tell: Tell) -> None:
         """`target` is there, complete and checked; `partial` holds what has arrived so far. AccelError."""
         try:
-            with partial.open("ab") as opened:
+            with open(partial, "ab", opener=at_once) as opened:
                 if not file.resumable or (file.size and opened.tell() > file.size):
                     _empty(opened)
                 if not self._good(file, opened, tell):
@@ -231,7 +232,7 @@ def disk_error(error: OSError, folder: Path) -> AccelError:
 def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Only one process fetches a file; huggingface-hub takes the same lock. `waiting` is called twice a second."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with open(path, "a", opener=at_once) as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from msgspec import Struct
 
 from accelerd.base.errors import AccelError
+from accelerd.base.files import read_small
 from accelerd.downloads.cache import expand, hub_home
 from accelerd.downloads.choice import HubFile
 from accelerd.estimate.remote import Web, host
@@ -22,7 +23,6 @@ HUB: Final = "https://huggingface.co"
 CREDENTIALS: Final = ("hf_token", "HF_TOKEN")  # names of systemd credentials
 YES: Final = ("1", "ON", "YES", "TRUE")
 OFFLINE: Final = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-LONGEST_TOKEN: Final = 4096
 
 
 class Listing(Struct, frozen=True):
@@ -61,8 +61,7 @@ def _first_of(files: list[Path]) -> str | None:
     """What the first of the files that can be read says."""
     for file in files:
         try:
-            with file.open() as opened:
-                text = opened.read(LONGEST_TOKEN).strip()
+            text = read_small(file).decode().strip()
         except (OSError, ValueError):
             continue
         if text:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from accelerd.base.decoding import from_json
+from accelerd.base.files import read_small
 from accelerd.devices.model import Device
 
 CLASSES: Final = ((30.0, "fast"), (8.0, "usable"), (2.0, "slow"), (0.0, "very slow"))  # from so many tokens/s on
@@ -236,7 +237,7 @@ class CopySpeed:
 
     def _remembered(self) -> float | None:
         try:
-            found = from_json(self._file.read_bytes())
+            found = from_json(read_small(self._file))
             value = found.get(self._key)
         except (OSError, ValueError, AttributeError):  # none yet, or somebody else's: it is measured anew
             return None

@@ -22,7 +22,6 @@ from accelerd.estimate.tensor_places import (
     FIRST,
     HEAD,
     HOST,
-    LAST,
     Overrides,
     PlacedTensor,
     adapter_tensors,
@@ -208,7 +207,9 @@ class Estimate:
     @staticmethod
     def _at(tensor: PlacedTensor, places: Sequence[int], out: int) -> int:
         """Where it would be by its layer."""
-        return 0 if tensor.layer == FIRST else out if tensor.layer == LAST else places[tensor.layer]
+        if tensor.layer == FIRST:
+            return 0
+        return places[tensor.layer] if 0 <= tensor.layer < len(places) else out  # a layer that is not counted, too
 
     def _divide(self, weights: list[int], places: Sequence[int], parts: Sequence[float]) -> None:
         """Gives every GPU its part of the weights that can be divided; by tensors, each has all of the others."""

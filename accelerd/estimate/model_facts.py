@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from accelerd.estimate.tensors import LARGEST, GgufModel, Tensor
+from accelerd.estimate.tensors import LARGEST, GgufModel, Tensor, layer_of
 
 MOST_LAYERS: Final = 2048
 
@@ -127,10 +127,9 @@ def facts(model: GgufModel) -> ModelFacts:
     by_layer: dict[int, dict[str, Tensor]] = {}
     outside: dict[str, Tensor] = {}
     for full, tensor in model.tensors.items():
-        head, _, rest = full.partition(".")
-        number, _, short = rest.partition(".")
-        if head == "blk" and number.isdigit() and len(number) < 6 and int(number) < MOST_LAYERS:
-            by_layer.setdefault(int(number), {})[short] = tensor
+        place = layer_of(full)
+        if place is not None and place[0] < MOST_LAYERS:
+            by_layer.setdefault(place[0], {})[place[1]] = tensor
         else:
             outside[full] = tensor
     count = min(model.number("block_count") or max(by_layer, default=-1) + 1, MOST_LAYERS)

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from accelerd.estimate.model_facts import ModelFacts
-from accelerd.estimate.tensors import GgufModel, Tensor
+from accelerd.estimate.tensors import GgufModel, Tensor, layer_of
 
 ALIGNMENT: Final = 32  # bytes; weights begin at multiples of it
 HOST: Final = ""  # as the place of a tensor: main memory
@@ -33,11 +33,10 @@ def elsewhere(model: GgufModel, overrides: Overrides) -> Mapping[str, str]:
     return {name: place for name, place in found if place is not None}
 
 
-def layer_of(name: str) -> int:
+def where(name: str) -> int:
     """The index of a tensor's layer, FIRST or LAST."""
-    head, _, rest = name.partition(".")
-    number = rest.partition(".")[0]
-    return int(number) if head == "blk" and number.isdigit() else LAST if name.startswith(HEAD) else FIRST
+    place = layer_of(name)
+    return place[0] if place is not None else LAST if name.startswith(HEAD) else FIRST
 
 
 def moved_tensors(model: GgufModel, known: ModelFacts, overrides: Overrides) -> tuple[PlacedTensor, ...]:
@@ -45,7 +44,7 @@ def moved_tensors(model: GgufModel, known: ModelFacts, overrides: Overrides) -> 
         return ()
     found = []
     for name, place in elsewhere(model, overrides).items():
-        if (layer := layer_of(name)) < len(known.layers):
+        if (layer := where(name)) < len(known.layers):
             found.append(PlacedTensor(layer, place, padded((model.tensors[name],))))
     return tuple(found)
 
@@ -56,7 +55,7 @@ def adapter_tensors(adapter: GgufModel, model: GgufModel, overrides: Overrides) 
     for name, tensor in adapter.tensors.items():
         base = name.removesuffix(".lora_a").removesuffix(".lora_b")
         if base != name and base in model.tensors:
-            yield PlacedTensor(layer_of(base), moved.get(base), padded((tensor,)))
+            yield PlacedTensor(where(base), moved.get(base), padded((tensor,)))
 
 
 def divisible(

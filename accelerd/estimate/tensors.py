@@ -24,6 +24,7 @@ MOST_ELEMENTS: Final = 1 << 50
 DEFAULT_ALIGNMENT: Final = 32
 KEPT: Final = 64  # models that are remembered
 PART: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+LAYER: Final = re.compile(r"blk\.([0-9]{1,5})\.(.*)", re.DOTALL)  # ASCII: int() refuses other digits that are none
 
 # Types of a tensor by their number in the file: name, elements in a block, bytes of a block.
 TYPES: Final[Mapping[int, tuple[str, int, int]]] = {
@@ -87,6 +88,12 @@ class GgufModel:
         numbers = value if isinstance(value, tuple) else (value,)
         found = [int(one) for one in numbers if isinstance(one, int) and one >= 0]
         return min(max(found, default=default), LARGEST)
+
+
+def layer_of(name: str) -> tuple[int, str] | None:
+    """The index of a tensor's layer and its name there; None: it is outside of the layers."""
+    found = LAYER.fullmatch(name)
+    return None if found is None else (int(found[1]), found[2])
 
 
 def row_bytes(kind: str, elements: int) -> int:

@@ -17,6 +17,7 @@ from typing import Final
 
 from accelerd.base import names
 from accelerd.base.events import EventStream
+from accelerd.base.files import read_small
 from accelerd.config.model import ConfigApplied, ServerSettings
 from accelerd.supervise.homes.user_manager import UserManager
 from accelerd.system.activation import Address, parse_listen, show_address
@@ -95,7 +96,7 @@ def dropin_path() -> Path:
 def write_dropin(path: Path, listen: Sequence[str]) -> bool:
     """Write what the socket unit needs to listen there, nothing if it does so by itself. Has the file changed?"""
     text = "" if tuple(listen) == ServerSettings().listen else dropin(listen)
-    before = path.read_text() if path.exists() else ""
+    before = read_small(path).decode(errors="replace") if path.exists() else ""
     if text == before:
         return False
     if text:

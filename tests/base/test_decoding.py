@@ -1,11 +1,11 @@
-"""JSON of other programs: one error for whatever is wrong with it."""
+"""JSON and numbers of other programs: one error for whatever is wrong with it."""
 
 from __future__ import annotations
 
 import msgspec
 import pytest
 
-from accelerd.base.decoding import from_json
+from accelerd.base.decoding import from_json, whole_number
 
 
 class Known(msgspec.Struct):
@@ -30,3 +30,17 @@ def test_values_and_types() -> None:
 def test_what_is_wrong_is_a_decode_error(data: bytes | str, kind: type | None) -> None:
     with pytest.raises(msgspec.DecodeError):
         from_json(data, kind) if kind is not None else from_json(data)
+
+
+@pytest.mark.parametrize(("text", "number"), [("0", 0), ("007", 7), ("9" * 18, 10**18 - 1)])
+def test_a_whole_number(text: str, number: int) -> None:
+    assert whole_number(text) == number
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "-1", "+1", " 1", "1 ", "1_0", "0x1", "1.0", "\u00b2", "\u0663", "9" * 19, "9" * 5000],
+    ids=range(12),
+)
+def test_what_is_no_whole_number(text: str) -> None:
+    assert whole_number(text) is None

@@ -205,6 +205,17 @@ async def test_wrong_values_are_refused_where_they_are_given(broker: Bus) -> Non
             bus.signal(JOB, names.BUS_JOB, "Event", (5,))
 
 
+async def test_sizes_that_no_type_can_carry_hide_nothing(broker: Bus) -> None:
+    """A model's file may claim them; what else there is of it, and of others, is shown."""
+    async with on_bus(broker, BusService()) as bus:
+        bus.update(MODEL, names.BUS_MODEL, {"MemoryUsed": 1 << 80, "InFlight": 1 << 33})
+        get = (broker, "get-property", names.BUS_NAME, MODEL, names.BUS_MODEL)
+        assert await busctl(*get, "MemoryUsed") == f"t {(1 << 64) - 1}\n"
+        assert await busctl(*get, "InFlight") == f"u {(1 << 32) - 1}\n"
+        bus.publish(f"{MODEL}2", {names.BUS_MODEL: blank(names.BUS_MODEL, MemoryUsed=1 << 99)}, BusService())
+        assert f"{MODEL}2" in await busctl(broker, "tree", "--list", names.BUS_NAME)
+
+
 async def test_listeners_are_counted(broker: Bus) -> None:
     async with on_bus(broker, BusService()) as bus:
         assert bus.listeners == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -257,6 +258,25 @@ def test_all_files_of_a_model_are_found_without_a_network(tmp_path: Path) -> Non
     assert cached(Source("o/other"), env, tmp_path) is None
 
 
+@pytest.mark.parametrize("what", ["fifo", "folder", "large", "bytes"])
+def test_a_cache_that_names_no_commit_is_used_all_the_same(tmp_path: Path, what: str) -> None:
+    snapshot = lay(tmp_path, "o/r", "a-Q8_0.gguf", main=False)
+    main = tmp_path / "models--o--r/refs/main"
+    main.parent.mkdir()
+    if what == "fifo":
+        os.mkfifo(main)
+    elif what == "folder":
+        main.mkdir()
+    elif what == "large":
+        main.touch()
+        os.truncate(main, 1 << 40)
+    else:
+        main.write_bytes(b"\xff\0")
+    found = cached(Source("o/r"), {"HF_HUB_CACHE": str(tmp_path)}, tmp_path)
+    assert found is not None
+    assert found.model == snapshot / "a-Q8_0.gguf"
+
+
 def test_a_model_that_is_not_complete_is_not_there(tmp_path: Path) -> None:
     env = {"HF_HUB_CACHE": str(tmp_path)}
     snapshot = lay(tmp_path, "o/r", "a-Q4_0-00001-of-00002.gguf", "a-Q4_0-00002-of-00002.gguf")
@@ -335,6 +355,8 @@ def test_the_token_comes_from_where_people_keep_it(tmp_path: Path) -> None:
     assert token({"CREDENTIALS_DIRECTORY": str(tmp_path)}, tmp_path) == "hf_credential"
     assert token({"CREDENTIALS_DIRECTORY": str(tmp_path), "HF_TOKEN": "hf_env"}, tmp_path) == "hf_env"
     assert token({"HF_TOKEN": " ", "HF_TOKEN_PATH": "/nowhere"}, tmp_path) is None
+    os.mkfifo(tmp_path / "fifo")
+    assert token({"HF_TOKEN_PATH": str(tmp_path / "fifo")}, tmp_path) is None, "nobody writes into it"
 
 
 @pytest.mark.parametrize(

@@ -387,5 +387,6 @@ def test_a_prompt_cache_in_extra_args_is_the_only_one() -> None:
     assert cached(1 << 30, NEWEST, extra_args=("-cram", "256")) == ""
     options = frozenset(NEWEST.options)
     for arguments, wanted in (((), (0, CACHE_MOST)), (("-cram", "256"), (256 << 20, 0)), (("--cache-ram=0",), (0, 0)),
-                              (("--cache-ram", "64", "-cram", "-1"), (0, CACHE_MOST))):  # fmt: skip
+                              (("--cache-ram", "64", "-cram", "-1"), (0, CACHE_MOST)),
+                              (("--cache-ram", "9" * 5000), (0, CACHE_MOST))):  # fmt: skip
         assert prompt_cache(ModelSpec("m", extra_args=arguments), options) == wanted

@@ -73,7 +73,8 @@ def gguf(data: bytes) -> None:
         return
     model = GgufModel(header, tensors, ("m.gguf",))
     identify_model(model)
-    found = estimate(model, EstimateSettings(context=4096))
+    adapter = GgufModel(header, {f"{name}.lora_a": tensor for name, tensor in tensors.items()}, ("a.gguf",))
+    found = estimate(model, EstimateSettings(context=4096), model, model, (adapter,))
     for need in options(found, GPUS, gpu_layers=None, wanted_gpus=None):
         assert all(amount >= 0 for amount in need.amounts.values())
 

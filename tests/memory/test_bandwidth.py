@@ -183,7 +183,11 @@ def test_what_was_measured_is_remembered_by_processor(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["main-memory.json"]
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b'{"A, 1 cores": "fast"}', b'{"A, 1 cores": -1}'])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"[" * 100_000, b"\xff", b'{"A, 1 cores": "fast"}', b'{"A, 1 cores": -1}'],
+    ids=range(6),
+)
 def test_a_cache_that_is_broken_is_measured_anew(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "main-memory.json").write_bytes(content)
     assert CopySpeed(tmp_path, "A", lambda: None, lambda cores: 7e9, cores=1)() == 7e9

@@ -38,6 +38,9 @@ NAMES = [
     "layer_output_norm",
 ]  # fmt: skip
 
+# Also layers that are not counted, and digits that are no number: "²".isdigit() is true.
+LAYERS = ["0", "1", "2", "7", "99999", "123456", "\u00b2", "\u0663", "-1", "1_0", ""]
+
 number = st.one_of(st.integers(0, 300), st.sampled_from([512, 4096, 1 << 20, 1 << 40, (1 << 64) - 1]))
 claim = st.one_of(number, number.map(lambda one: -one), st.booleans(), st.floats(), st.text(max_size=3),
                   st.lists(number, max_size=5).map(tuple))  # fmt: skip
@@ -54,7 +57,7 @@ def models(draw: st.DrawFn) -> GgufModel:
     for key in draw(st.lists(st.sampled_from(KEYS), unique=True)):
         values[f"{kind}.{key}"] = draw(claim)
     tensors = {}
-    for index in range(draw(st.integers(0, 3))):
+    for index in draw(st.lists(st.sampled_from(LAYERS), unique=True, max_size=3)):
         for name in draw(st.lists(st.sampled_from(NAMES), unique=True, max_size=14)):
             tensors[f"blk.{index}.{name}.weight"] = Tensor(draw(shape), "f16", draw(st.integers(0, 1 << 40)))
     for name in draw(st.lists(st.sampled_from(["token_embd", "output", "output_norm", "cls"]), unique=True)):
@@ -98,6 +101,21 @@ def test_any_header_gives_an_estimate_and_nothing_of_it_is_negative(
         assert all(size >= 0 for size in share.parts().values())
     again = estimate(replace(model), want)
     assert again.placed(counts, ids, parts) == shares
+
+
+@QUICK
+@given(models(), models(), wanted, st.lists(st.integers(0, 5), max_size=3), st.integers(0, 5))
+def test_what_is_loaded_beside_a_model_may_claim_anything_too(
+    model: GgufModel, other: GgufModel, want: EstimateSettings, rooms: list[int], layers: int
+) -> None:
+    """An adapter of each of its tensors, a projector, a draft model."""
+    added = {f"{name}.lora_a": tensor for name, tensor in model.tensors.items()}
+    adapter = GgufModel(other.header, added, ())
+    found = estimate(model, want, other, other, (adapter,))
+    counts = divided(min(layers, len(found.layers) + 1), rooms) if rooms else []
+    shares = found.placed(counts, ["a", "b", "c"][: len(counts)])
+    assert all(size >= 0 for share in shares for size in share.parts().values())
+    assert sum(share.lora for share in shares) >= sum(tensor.size for tensor in added.values())
 
 
 @QUICK

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
-from accelerd.base.decoding import from_json
+from accelerd.base.decoding import from_json, whole_number
 from accelerd.base.errors import AccelError
 from accelerd.base.sizes import human_size
 from accelerd.cli.checks.base import Check, CheckContext
@@ -73,11 +73,12 @@ def _memlock(s: CheckContext, here: str) -> Check:
     argv = ["systemctl", "--user", "show", "--property=DefaultLimitMEMLOCK"]
     outcome = s.programs.run(argv)
     said = outcome.stdout.strip().partition("=")[2] if outcome.status == 0 else ""
-    if said.isdigit() and int(said) < (1 << 63):
-        text = f"models may lock {human_size(int(said))} of memory, but FastFlowLM locks a whole model"
+    if (limit := whole_number(said)) is not None:  # systemd's "infinity" has 20 digits
+        text = f"models may lock {human_size(limit)} of memory, but FastFlowLM locks a whole model"
         return Check("npu-memlock", "fail", text, stack.MEMLOCK_FIX)
-    if not said and here.isdigit() and int(here) < stack.ENOUGH_LOCKED:
-        text = f"programs may lock {human_size(int(here))} of memory here, but FastFlowLM locks a whole model"
+    limit = whole_number(here)
+    if not said and limit is not None and limit < stack.ENOUGH_LOCKED:
+        text = f"programs may lock {human_size(limit)} of memory here, but FastFlowLM locks a whole model"
         return Check("npu-memlock", "fail", text, stack.MEMLOCK_FIX)
     return Check("npu-memlock", "ok", "models may lock as much memory as they need")
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from accelerd.base.decoding import whole_number
 from accelerd.base.sizes import human_size
 
 MIB: Final = 1 << 20
@@ -88,5 +89,5 @@ def _devices(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _limit(limit: object) -> str:
-    text = str(limit)
-    return human_size(int(text)) if text.isdigit() else "too little"
+    number = whole_number(str(limit))
+    return "too little" if number is None else human_size(number)

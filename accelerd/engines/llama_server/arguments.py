@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from accelerd.base.decoding import whole_number
 from accelerd.config.flags import flag_name, settings_of
 from accelerd.config.lora import LoraAdapter
 from accelerd.config.model import ModelSpec
@@ -59,8 +60,8 @@ def read(spec: ModelSpec) -> ReadArguments:
         if flag in SWITCHES:
             name, setting = SWITCHES[flag]
             for_estimate[name] = setting
-        elif flag in NUMBERS and value.isascii() and value.isdigit():
-            for_estimate[NUMBERS[flag]] = int(value)
+        elif flag in NUMBERS and (number := whole_number(value)) is not None:
+            for_estimate[NUMBERS[flag]] = number
         elif flag in UNKNOWN:
             unknown.append(flag)
         else:

@@ -15,6 +15,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from accelerd.base.decoding import whole_number
 from accelerd.base.exits import Cause
 from accelerd.base.sizes import human_size
 from accelerd.config.flags import flag_name, why_owned
@@ -186,9 +187,9 @@ def prompt_cache(spec: ModelSpec, options: Collection[str] | None) -> tuple[int,
     """
     if spec.embeddings or spec.rerank or (options is not None and not set(CACHE_FLAGS).intersection(options)):
         return 0, 0
-    told = arguments.last(spec.extra_args, CACHE_FLAGS)
-    if told is not None and told.isascii() and told.isdigit():
-        return int(told) * MIB, 0
+    told = whole_number(arguments.last(spec.extra_args, CACHE_FLAGS) or "")
+    if told is not None:
+        return told * MIB, 0
     return (0, CACHE_MOST) if spec.prompt_cache is None else (spec.prompt_cache, 0)
 
 

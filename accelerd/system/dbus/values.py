@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from gi.repository import GLib
 
 from accelerd.system.dbus.port import Variant
+
+# A file may claim sizes that no type can carry: whoever is told of one is told of as much as can be.
+MOST: Final = {"u": (1 << 32) - 1, "t": (1 << 64) - 1}
 
 
 def pack(signature: str, value: Any) -> Any:
@@ -36,6 +39,8 @@ def _prepare(signature: str, value: Any) -> Any:
         return value
     if signature == "s" and isinstance(value, str):
         return value.replace("\0", "\ufffd").encode(errors="replace").decode()
+    if signature in MOST and isinstance(value, int):
+        return min(value, MOST[signature])
     if len(signature) == 1:
         return value
     if signature.startswith("a{"):

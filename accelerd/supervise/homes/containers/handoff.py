@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from accelerd.base.decoding import from_json
+from accelerd.base.files import read_small
 from accelerd.base.ports import Roots
 from accelerd.config.model import ModelSpec
 from accelerd.supervise.homes.containers.process_tree import ExecSession
@@ -145,8 +146,8 @@ class ContainerHandoff(InstanceFiles):
     def end(self) -> ProgramExit | None:
         """How the program ended; None: it runs, or its parent was killed."""
         try:
-            pid, status = map(int, self._end.read_text().split())
-        except (FileNotFoundError, ValueError):
+            pid, status = map(int, read_small(self._end).split())
+        except (OSError, ValueError):
             return None
         return ProgramExit(pid, exit_status(status))
 
@@ -159,8 +160,8 @@ class ContainerHandoff(InstanceFiles):
     def recall(self) -> ExecSession | None:
         """None: it was never known."""
         try:
-            return from_json(self._exec.read_bytes(), ExecSession)
-        except (FileNotFoundError, msgspec.DecodeError):
+            return from_json(read_small(self._exec), ExecSession)
+        except (OSError, msgspec.DecodeError):
             return None
 
     def let_go(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from accelerd.base.decoding import from_json
+from accelerd.base.files import read_small
 from accelerd.base.ports import Roots
 from accelerd.engines.base import OwnedServer
 from accelerd.engines.lemonade.program import NO_BROADCAST, SERVE, LemonadeProgram
@@ -113,7 +114,7 @@ def _settings(port: int, own: OwnedServer) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = from_json(path.read_bytes())
+        found = from_json(read_small(path))
     except (OSError, ValueError):
         return {}  # the first start, or nothing that could be kept
     return found if isinstance(found, dict) else {}
