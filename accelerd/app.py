@@ -35,6 +35,8 @@ from accelerd.engines.flm.engine import Flm
 from accelerd.engines.lemonade import Lemonade
 from accelerd.engines.lemonade.catalogue import Catalogue
 from accelerd.engines.llama_server import LlamaServer
+from accelerd.engines.remote import RemoteEngine
+from accelerd.engines.remote.remotes import Remotes
 from accelerd.gateway.gateway import Gateway
 from accelerd.gateway.listeners import Listeners
 from accelerd.memory.learned import Learned
@@ -125,7 +127,8 @@ class Parts(ControlParts):
         manager = user_manager(roots, buses.session)
         homes = (make or make_homes)(roots, manager)
         self.homes = HomeChoice(homes, manager)
-        self.make_engines = partial(engines_of, roots, homes, tuner, devices.current)
+        self.remotes = remotes = Remotes(clock.monotonic, os.environ)
+        self.make_engines = partial(engines_of, roots, homes, tuner, devices.current, remotes)
         self.engines = engines = self.make_engines(config)
         self.scheduler = scheduler = Scheduler(
             clock, config.scheduler, limits_of(config), events, asleep=time_asleep, stuck_after=stuck_after
@@ -197,7 +200,7 @@ class Parts(ControlParts):
         self.level_owner = self.clock_boost.owner
         self.tuning_runs = TuningRuns(scheduler, self.models.try_out, engines, tuner)
         self.upkeep = toolbox_upkeep(roots, homes, clock, state, ToolboxModels(scheduler, supervisor))
-        self.gateway = Gateway(clock, scheduler, engines, events)
+        self.gateway = Gateway(clock, scheduler, engines, events, remotes)
         self.router = self.gateway.router
         self.socket_unit = SocketUnit(manager, self.notifier, events)
         sockets = self.socket_unit
@@ -223,6 +226,7 @@ def engines_of(
     homes: Mapping[str, Home],
     tuner: RuleTuner,
     devices: Callable[[], Sequence[Device]],
+    remotes: Remotes,
     settings: Config,
 ) -> dict[str, Engine]:
     """The engines for a configuration, by name."""
@@ -241,6 +245,7 @@ def engines_of(
     return {
         "llama-server": llama_server,
         "command": Command(places=container_lookup(homes)),
+        "remote": RemoteEngine(settings.remotes, remotes.known),
         "flm": Flm(settings.flm, proc=roots.proc),
         "lemonade": Lemonade(
             settings.lemonade, catalogue, llama=partial(llama_server.features, ModelSpec("lemonade")), devices=devices

@@ -271,6 +271,7 @@ class Daemon:
         self, config: Config, keys: tuple[bytes, ...], forecasts: Forecasts, relaunch: Sequence[str] = ()
     ) -> None:
         parts = self._parts
+        parts.remotes.configure(config.remotes, config.models)
         parts.gateway.configure(config.server, keys, config.models.values(), config.routes.values())
         parts.listeners.configure(config.server)
         self._generation += 1
@@ -323,6 +324,7 @@ class Daemon:
         await parts.memory.close()
         await parts.devices.close()
         parts.gateway.close()
+        await parts.remotes.close()
         parts.scheduler.close()
         await parts.state.close()
         await parts.hung_disks.close()

@@ -18,6 +18,8 @@ Clash = tuple[str, str, str]  # a setting, what is wrong with it, and the one th
 
 def clashes(spec: ModelSpec, wrong: Collection[str | int] = ()) -> Iterator[Clash]:
     """`wrong`: keys with an invalid value."""
+    if spec.elsewhere:
+        return
     yield from _consistent(spec)
     yield from _at_home(spec, wrong)
     yield from _of_engine(spec, wrong)
@@ -179,8 +181,22 @@ def _at_home(spec: ModelSpec, wrong: Collection[str | int]) -> Iterator[Clash]:
                 yield field, text, ""
 
 
+# Of the settings of any model, what does something where a server elsewhere runs it.
+OF_REMOTE_MODELS = frozenset(
+    ("engine", "model", "description", "aliases", "unlisted", "remote", "capabilities", "context", "concurrency")
+)
+
+
 def without_effect(spec: ModelSpec) -> Iterator[tuple[str, str]]:
     """Settings that require a systemd unit, and settings that the engine does not support."""
+    if spec.elsewhere:
+        for field in spec.origins:
+            if field.partition(".")[0] == field and field not in OF_REMOTE_MODELS and _written(spec, field):
+                yield field, f'has no effect with engine = "remote" ({spec.origin("engine")})'
+        return
+    for field in ("remote", "capabilities"):
+        if _written(spec, field):
+            yield field, 'has no effect without engine = "remote"'
     if spec.engine != "llama-server":
         for field in LLAMA_SERVER_ONLY:
             if _written(spec, field) and field not in TOO.get(spec.engine, ()):

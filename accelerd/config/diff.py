@@ -58,13 +58,18 @@ def _engine_key(config: Config, spec: ModelSpec) -> tuple[Any, ...]:
             return (spec.binary or config.llama_server.binary, config.llama_server.transport)
         case "flm":
             return (spec.binary or config.flm.binary,)
+        case "remote":
+            return (config.remotes.get(spec.remote or ""),)
         case _:
             return (config.lemonade,)
 
 
 def _settings(old: Config, new: Config) -> list[str]:
     routes = [f"routes.{name}" for name in {**old.routes, **new.routes} if old.routes.get(name) != new.routes.get(name)]
-    return routes + [
+    remotes = [
+        f"remotes.{name}" for name in {**old.remotes, **new.remotes} if old.remotes.get(name) != new.remotes.get(name)
+    ]
+    return [*routes, *remotes] + [
         f"{section}.{field.name}"
         for (section, before), (_, after) in zip(sections(old), sections(new), strict=True)
         for field in fields(before)

@@ -20,6 +20,7 @@ from accelerd.config.keys import about, array, described, key, launch_fields, na
 from accelerd.config.lora import ADAPTERS, LoraAdapter, adapter_tables
 from accelerd.config.machine_settings import DesktopSettings, MemorySettings, PerformanceSettings
 from accelerd.config.problems import Source
+from accelerd.config.remotes import Remote, RemoteTask
 
 
 class SetBy(Enum):
@@ -85,7 +86,9 @@ class ModelSpec:
 
     name: str
     engine: str = key(
-        Literal["llama-server", "flm", "lemonade", "command"], "llama-server", "The engine that runs the model."
+        Literal["llama-server", "flm", "lemonade", "command", "remote"],
+        "llama-server",
+        "The engine that runs the model.",
     )
     path: str | None = key(
         toml.FilePath,
@@ -247,6 +250,16 @@ class ModelSpec:
         CommandSettings(),
         'With engine = "command": the program that serves the model, and what it can do.',
     )
+    remote: str | None = key(
+        toml.Name, None, 'With engine = "remote": which of the [remotes] answers.', model_only=True
+    )
+    capabilities: tuple[RemoteTask, ...] = key(
+        array(RemoteTask),
+        (),
+        'With engine = "remote": what the model can do. Default: what its remote says of it, else chat, completions, '
+        "embeddings, tools and vision.",
+        model_only=True,
+    )
     extra_args: tuple[str, ...] = key(
         array(toml.Argument), (), "Additional arguments for the engine, one string each, passed unchanged."
     )
@@ -317,12 +330,17 @@ class ModelSpec:
         return USUAL_CONTEXT if self.context == "auto" else self.context
 
     @property
+    def elsewhere(self) -> bool:
+        """Does a server elsewhere run it? Then it needs no memory here, and no rule for what is loaded concerns it."""
+        return self.engine == "remote"
+
+    @property
     def slots(self) -> int:
         return self.concurrency or self.parallel
 
     @property
     def contained(self) -> bool:
-        return self.home in ("toolbox", "distrobox", "podman", "docker", "container")
+        return not self.elsewhere and self.home in ("toolbox", "distrobox", "podman", "docker", "container")
 
     def same_container(self, other: ModelSpec) -> bool:
         """Are both the one container that is there? It runs once, and ends with either of them."""
@@ -500,6 +518,7 @@ class Config:
     lemonade: LemonadeSettings = LemonadeSettings()
     models: dict[str, ModelSpec] = field(default_factory=dict)
     routes: dict[str, Route] = field(default_factory=dict)
+    remotes: dict[str, Remote] = field(default_factory=dict)
     sources: tuple[Source, ...] = field(default=(), compare=False, repr=False)  # may hold tokens: never shown
     origins: dict[str, Origin] = field(default_factory=dict, compare=False, repr=False)  # "server.listen" → …
 
@@ -519,7 +538,7 @@ ENGINES = ("llama_server", "flm", "lemonade")  # fields of Config that are table
 SECTIONS: dict[str, str] = {  # table in the file → field of Config
     (f"engines.{each.name.replace('_', '-')}" if each.name in ENGINES else each.name): each.name
     for each in fields(Config)
-    if each.name not in ("models", "routes", "sources", "origins")
+    if each.name not in ("models", "routes", "remotes", "sources", "origins")
 }
 
 

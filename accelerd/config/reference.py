@@ -73,6 +73,7 @@ SECTIONS: Final = {
     "LoraAdapterTable": ("lora = [{ … }]", ""),
     "CommandTable": ("[models.NAME.command]", ""),
     "RouteTable": ("[routes.NAME]", ""),
+    "RemoteTable": ("[remotes.NAME]", ""),
 }
 SHORT: Final = {units.DURATION: "a duration", units.SIZE: "a size", NAME: "a name"}
 TERMS: Final = f"""\

@@ -16,6 +16,7 @@ from accelerd.config.command import CommandSettings, of_preset
 from accelerd.config.model import SECTIONS, Config, ModelSpec, Origin, Route, Sampling
 from accelerd.config.positions import KeyPath
 from accelerd.config.problems import Source
+from accelerd.config.remotes import Remote
 from accelerd.config.walk import ConfigEntries, ConfigEntry
 
 _NOT_SETTINGS: Final = ("profile",)
@@ -50,11 +51,12 @@ class ConfigTables:
     def __init__(self, entries: ConfigEntries) -> None:
         self._tables: dict[KeyPath, dict[KeyPath, ConfigEntry]] = {}
         for path, entry in entries.items():
-            depth = 2 if path and path[0] in ("engines", "models", "profiles", "routes") else 1
+            depth = 2 if path and path[0] in ("engines", "models", "profiles", "routes", "remotes") else 1
             self._tables.setdefault(path[:depth], {})[path[depth:]] = entry
         self.profiles = self._named("profiles")
         self.models = self._named("models")
         self.routes = self._named("routes")
+        self.remotes = self._named("remotes")
         self.unfit: dict[str, frozenset[str]] = {}  # by model: keys of [defaults] that do not apply to it
 
     def _named(self, section: str) -> dict[str, EntryTable]:
@@ -99,9 +101,16 @@ def resolve(tables: ConfigTables, sources: tuple[Source, ...], unfit: Unfit) -> 
             name: Route(name, **_settings(table, f"routes.{name}", "route", origins))
             for name, table in tables.routes.items()
         },
+        remotes={name: _remote(name, table, origins) for name, table in tables.remotes.items()},
         sources=sources,
         origins=origins,
     )
+
+
+def _remote(name: str, table: EntryTable, origins: dict[str, Origin]) -> Remote:
+    settings = _settings(table, f"remotes.{name}", "remote", origins)
+    headers: dict[str, str] = settings.pop("headers", {})
+    return Remote(name, **settings, headers=tuple(sorted(headers.items())))
 
 
 def _settings(table: EntryTable, name: str, layer: str, origins: dict[str, Origin]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
+from urllib.parse import urlsplit
 
 from accelerd.base import volumes
 from accelerd.base.errors import AccelError
@@ -35,6 +36,7 @@ def errors(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Iter
         yield from _profiles_exist(entries, tables, name)
     yield from _unique_names(entries, tables)
     yield from _routes(entries, tables, config)
+    yield from _remotes(entries, tables, config)
     yield from _default_model(entries, config)
     for path, file, line, argument in _arguments(entries):
         if reason := flags.refused(argument):
@@ -72,6 +74,7 @@ def warnings(entries: ConfigEntries, tables: ConfigTables, config: Config) -> It
         lambda spec: (*_files(spec), *without_effect(spec), *_fits(spec, limit), *_same_container(spec, config)),
         "warning",
     )
+    yield from _unsafe_remotes(config)
     for engine, program in _programs(config).items():
         if reason := _file_reason(program, program=True):
             yield _global(config, f"engines.{engine}.binary", reason, "warning")
@@ -144,6 +147,8 @@ def _one_source(entries: ConfigEntries, name: str, spec: ModelSpec | None) -> It
         return
     if spec is not None and spec.engine == "command":
         yield from _source_of_command(entries, table, spec)
+    elif spec is not None and spec.elsewhere and path is None and model is None:
+        yield _problem(entries[table], table, 'set model = "…", the name that the remote has for it')
     elif path is None and model is None and not (spec and spec.home == "container"):
         yield _problem(
             entries[table], table, 'set path = "…" (a file) or model = "…" (of Hugging Face, or the engine\'s own name)'
@@ -243,6 +248,40 @@ def _routes(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Ite
             if model is not INVALID and model not in tables.models:
                 text = f"there is no [models.{key_text((model,))}]{did_you_mean(model, list(tables.models))}"
                 yield Problem(listed.file, line, key_text((*path, "models", index)), text)
+
+
+def _remotes(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Iterator[Problem]:
+    """Models name a remote that is there; a remote has an address and one key at most."""
+    for name, spec in config.models.items():
+        path: KeyPath = ("models", name)
+        if not spec.elsewhere or entries[path].value is not TABLE:
+            continue
+        named = entries.get((*path, "remote"))
+        if named is None:
+            yield _problem(entries[path], path, 'set remote = "…", one of the [remotes]')
+        elif named.usable and named.value not in tables.remotes:
+            text = f"there is no [remotes.{key_text((named.value,))}]{did_you_mean(named.value, list(tables.remotes))}"
+            yield _problem(named, (*path, "remote"), text)
+    for name in config.remotes:
+        path = ("remotes", name)
+        if (*path, "url") not in entries:
+            yield _problem(entries[path], path, 'set url = "…", such as "https://mac.lan:1234/v1"')
+        if (*path, "key_file") in entries and (both := entries.get((*path, "credential"))) is not None:
+            yield _problem(both, (*path, "credential"), "set either key_file or credential, not both")
+
+
+def _unsafe_remotes(config: Config) -> Iterator[Problem]:
+    """What would fail at the first request, or tell others a key. It must not keep the rest from being served."""
+    for name, remote in config.remotes.items():
+        keyed = remote.key_file is not None or remote.credential is not None
+        host = urlsplit(remote.url).hostname or ""
+        if keyed and remote.url.startswith("http:") and host not in ("localhost", "127.0.0.1", "::1"):
+            text = "the key is sent to this address without encryption; use https:// if the server has it"
+            yield _global(config, f"remotes.{name}.url", text, "warning")
+        if remote.key_file is not None and (reason := key_file.read(remote.key_file)[1]):
+            yield _global(config, f"remotes.{name}.key_file", reason, "warning")
+        if remote.ca_file is not None and (unusable := _file_reason(remote.ca_file, program=False)):
+            yield _global(config, f"remotes.{name}.ca_file", unusable, "warning")
 
 
 def _listening(entries: ConfigEntries, config: Config) -> Iterator[Problem]:

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from accelerd.config.keys import described, named, table
 from accelerd.config.model import SECTIONS, Config, LayerTable, ModelSpec, Route
 from accelerd.config.problems import value_text
+from accelerd.config.remotes import Remote
 from accelerd.config.values import Name, Parse
 
 _PROFILE = ("profile", described(Name | list[Name], "A profile, or several; later ones take precedence."))
@@ -41,6 +42,7 @@ Document = msgspec.defstruct(
         ("profiles", described(named(Name, LayerTable), "Named groups of settings for `profile`.")),
         ("models", described(named(Name, ModelTable), "The models, by the name that clients use.")),
         ("routes", described(named(Name, table(Route)), "Names for several models.")),
+        ("remotes", described(named(Name, table(Remote)), "Servers elsewhere.")),
     ],
     namespace={"__doc__": "accelerd's configuration."},
 )

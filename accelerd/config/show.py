@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from accelerd.config import shape
+from accelerd.config.clashes import OF_REMOTE_MODELS
 from accelerd.config.keys import in_toml
 from accelerd.config.model import BUILT_IN, FINE_SETTINGS, Config, ModelSpec, Origin, sections
 from accelerd.config.problems import key_text
@@ -20,7 +21,7 @@ from accelerd.config.shape import SchemaNode
 
 HIDDEN: Final = "***"
 NOT_SHOWN_EMPTY: Final = frozenset(
-    {"path", "model", "description", "mmproj", "draft_model", "gpus", "group", *FINE_SETTINGS}
+    {"path", "model", "description", "mmproj", "draft_model", "gpus", "group", "remote", "capabilities", *FINE_SETTINGS}
 )
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -78,6 +79,14 @@ def _tables(config: Config) -> Iterator[tuple[str, list[SettingValue]]]:
             [_setting(config, f"routes.{name}", key, value) for key, value in written.items() if value],
         )
 
+    remotes = root["remotes"].names
+    for name, remote in config.remotes.items():
+        nodes = (remotes[1].table if remotes else None) or {}
+        written = {key: in_toml(node.show, getattr(remote, key)) for key, node in nodes.items() if node.names is None}
+        shown = [_setting(config, f"remotes.{name}", key, value) for key, value in written.items() if value is not None]
+        hidden = [_setting(config, f"remotes.{name}", f"headers.{one}", HIDDEN) for one, _ in remote.headers]
+        yield key_text(("remotes", name)), [*shown, *hidden]
+
 
 def _setting(config: Config, table: str, key: str, value: Any) -> SettingValue:
     return SettingValue(key, value, config.origins.get(f"{table}.{key}", BUILT_IN))
@@ -89,6 +98,8 @@ def _model(table: dict[str, SchemaNode], spec: ModelSpec) -> Iterator[SettingVal
     for key in (*first, *(key for key in table if key not in first)):
         match key:
             case "profile":  # already taken into account in every value
+                continue
+            case _ if spec.elsewhere and key not in OF_REMOTE_MODELS:
                 continue
             case _ if key in CACHE_TYPES:
                 for half in ("k", "v"):

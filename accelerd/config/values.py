@@ -105,6 +105,18 @@ def _one_line(value: str) -> str:
     return value
 
 
+def _header_name(value: str) -> str:
+    if not re.fullmatch("[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}", value) or value.lower() in _OWN_HEADERS:
+        raise ValueError(_HEADER_NAME)
+    return value
+
+
+def _header(value: str) -> str:
+    if not re.fullmatch(r"[\x20-\x7e]*", value):
+        raise ValueError("a text on one line, of Latin letters and signs")
+    return value
+
+
 def _json(value: str) -> str:
     try:
         from_json(value.encode())
@@ -189,6 +201,12 @@ def _format_sizes(sizes: tuple[int, ...] | None) -> Any:
     return written[0] if len(written) == 1 else written
 
 
+_AUTHORITY: Final = r"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
+_HEADER_NAME = 'the name of a header that is not about the connection or the body, such as "X-Team"'
+_OWN_HEADERS = frozenset(
+    ("host", "connection", "content-length", "content-type", "transfer-encoding", "accept-encoding", "expect", "te",
+     "trailer", "upgrade", "keep-alive", "proxy-authorization", "proxy-connection")
+)  # fmt: skip
 _SHARE = "a number of at least 0"
 _SPEC_TYPE = 'a way of speculative decoding such as "draft-mtp", or an array of them (see llama-server --help)'
 _OVERRIDE = 'PATTERN=BUFFER: a regular expression for names of tensors, and a buffer, such as "ffn_.*_exps=CPU"'
@@ -232,6 +250,14 @@ WebOrigin = _text(
     r"[a-z][a-z0-9+.-]*://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?",
     'an origin such as "https://chat.example.org" (scheme and host, no path, no "*")',
 )
+RemoteUrl = _text(
+    rf"https?://{_AUTHORITY}(?:/[A-Za-z0-9._~/-]*)?",
+    'the address of a server, such as "https://mac.lan:1234/v1" (no user, no query; a key is written in key_file)',
+)
+ProxyUrl = _text(rf"http://{_AUTHORITY}/?", 'the address of an HTTP proxy, such as "http://proxy.lan:3128"')
+HeaderName = Annotated[str, _type(_HEADER_NAME, _header_name)]
+HeaderValue = Annotated[str, _type("a text on one line, of Latin letters and signs", _header, secret=True)]
+CredentialName = _text("[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", "the name of a systemd credential")
 ModelId = _text(
     r"[A-Za-z0-9][\x21-\x7e]{0,511}",
     'a model of Hugging Face, such as "ORG/REPO:Q4_K_M" or "hf:ORG/REPO", or the engine\'s own name, without spaces '

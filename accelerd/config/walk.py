@@ -47,7 +47,7 @@ SYNONYMS: Final[Mapping[str, str]] = {
 }  # fmt: skip
 
 
-NAMED: Final = ("models", "routes", "profiles")  # sections with a table for each name
+NAMED: Final = ("models", "routes", "remotes", "profiles")  # sections with a table for each name
 
 
 class _NoValue(Enum):

@@ -90,7 +90,7 @@ class ConfiguredModels:
         """Load the models with `preload` or `pin` in the order of the configuration, one at a time."""
         for spec in list(self._config.models.values()):
             await self._power.mains()
-            if not (spec.preload or spec.pin) or spec.name not in self._config.models:
+            if not (spec.preload or spec.pin) or spec.elsewhere or spec.name not in self._config.models:
                 continue
             try:
                 await self._scheduler.load(spec.name, evict=False, reset=False)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from accelerd.control.model_info import ModelInfo
     from accelerd.control.tuning_runs import TuningRuns
     from accelerd.devices.current_devices import DeviceWatch
+    from accelerd.engines.remote.remotes import Remotes
     from accelerd.gateway.request_router import RequestRouter
     from accelerd.instances import InstanceInfo
     from accelerd.memory.watch import MemoryWatch
@@ -114,6 +115,7 @@ class ControlParts:
     yielding: Yielding
     upkeep: ToolboxMaintenance
     conflicts: KnownConflicts
+    remotes: Remotes
 
     def find(self, name: str) -> Snapshot:
         """The model that a name means which a client gave: configured, an alias or generated (local/NAME, npu/NAME).

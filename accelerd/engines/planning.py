@@ -31,7 +31,7 @@ def paths_of(spec: ModelSpec, environ: Mapping[str, str], home: Path) -> list[st
 
 
 def _downloaded(spec: ModelSpec, environ: Mapping[str, str], home: Path) -> Iterator[str]:
-    if spec.model and not spec.path:
+    if spec.model and not spec.path and not spec.elsewhere:
         with suppress(AccelError):  # the start says what is wrong
             source = Source.parse(spec.model)
             yield os.fspath(cache.place_of(source.url, environ, home) if source.url else cache.hub_cache(environ, home))

@@ -118,10 +118,13 @@ def _need(shares: Sequence[MemoryShare], slots: tuple[str, ...]) -> MemoryRequir
 
 
 def default_device(spec: ModelSpec, devices: Sequence[Device]) -> str:
-    """The id of the device that the model takes when there are these: a GPU's or NPU's PCI slot, or "cpu".
+    """The id of the device that the model takes when there are these: a GPU's or NPU's PCI slot, "cpu",
+    or "remote NAME".
 
     Where the model has no place yet; a MemoryRequirement's devices are the truth.
     """
+    if spec.elsewhere:
+        return f"remote {spec.remote}"
     if spec.engine in NPU_ENGINES:
         npu = first_npu(devices)
         return npu.id if npu is not None else "cpu"

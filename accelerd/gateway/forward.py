@@ -10,13 +10,14 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from msgspec import Struct
 
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec, ServerSettings
 from accelerd.engines.base import Task
+from accelerd.engines.remote.remotes import Remotes
 from accelerd.gateway.collector import Collector
 from accelerd.gateway.dialects.translation import (
     EVENT_STREAM,
@@ -27,12 +28,13 @@ from accelerd.gateway.dialects.translation import (
 )
 from accelerd.gateway.one_by_one import JoinedStreams, bodies_of, joined
 from accelerd.gateway.relay import Relay, hidden_error, never
+from accelerd.gateway.remote_upstream import RemotePool
 from accelerd.gateway.request_body import CompletionBody, FormBody, JsonBody, SeveralBody, with_model
 from accelerd.gateway.request_router import RequestRouter, UpstreamTarget
-from accelerd.gateway.responses import ASSEMBLED, JSON_TYPE
+from accelerd.gateway.responses import ASSEMBLED
 from accelerd.gateway.stream_assembly import ask_for_stream, assemble
 from accelerd.gateway.sweeper import Sweeper
-from accelerd.gateway.upstream import ConnectionPool, UpstreamConnection, Upstreams
+from accelerd.gateway.upstream import ConnectionT, Pool, Upstreams
 from accelerd.gateway.waiting import COMMENT_EVERY, BusyRetry, waiting_for
 from accelerd.scheduler.record import Lease
 from accelerd.scheduler.service import Scheduler
@@ -115,12 +117,14 @@ class Forwarder:
         router: RequestRouter,
         upstreams: Upstreams,
         sweeper: Sweeper,
+        remotes: Remotes,
     ) -> None:
         self._now = now
         self._scheduler = scheduler
         self._router = router
         self._upstreams = upstreams
         self._sweeper = sweeper
+        self._remotes = remotes
         self._loop = asyncio.get_running_loop()
 
     def start(self, request: InferenceRequest, relay: Relay) -> None:
@@ -146,7 +150,7 @@ class Forwarder:
             self._prepare(relay, request)
             relay.in_flight = self._transmit(pool, connection, relay, request, body, relay)
         except Exception:
-            connection.transport.abort()
+            connection.close()
             self._sweeper.forget(relay)
             self._scheduler.release(lease, None)
             raise
@@ -389,8 +393,8 @@ class Forwarder:
 
     def _transmit(
         self,
-        pool: ConnectionPool,
-        connection: UpstreamConnection,
+        pool: Pool[ConnectionT],
+        connection: ConnectionT,
         receiver: Relay | Collector,
         request: InferenceRequest,
         body: bytes,
@@ -398,18 +402,20 @@ class Forwarder:
     ) -> asyncio.Future[AccelError | None]:
         """Send the request. The future gets the outcome, see Relay."""
         assert relay.lease is not None
-        path, secret, kind = request.target.path, relay.lease.secret, request.content_type
-        data = pool.request(path, secret, body) if kind is JSON_TYPE else pool.request_of(kind, path, secret, body)
         finished: asyncio.Future[AccelError | None] = self._loop.create_future()
         receiver.begin(finished)
         relay.attach(connection, receiver)
-        connection.send(receiver, data)
+        pool.exchange(connection, receiver, request.content_type, request.target.path, relay.lease.secret, body)
         return finished
 
-    def _pool(self, lease: Lease) -> ConnectionPool:
+    def _pool(self, lease: Lease) -> Pool[Any]:
         pool = self._upstreams.get(lease.instance)
         if pool is None:
             spec = lease.record.spec
+            if spec.elsewhere:
+                pool = RemotePool(self._remotes, spec.remote or "")
+                self._upstreams.add(lease.instance, pool)
+                return pool
             limit_ahead = spec.slots if self._router.dialect(spec).closes_after_streams else 0
             pool = self._upstreams.create(lease.instance, lease.endpoint, limit_ahead)
         return pool

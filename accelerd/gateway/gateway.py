@@ -20,6 +20,7 @@ from accelerd.base.names import CONTROL_PREFIX
 from accelerd.base.ports import Clock
 from accelerd.config.model import ModelSpec, Route, ServerSettings
 from accelerd.engines.base import Engine
+from accelerd.engines.remote.remotes import Remotes
 from accelerd.gateway import ollama_catalog
 from accelerd.gateway.access import Access
 from accelerd.gateway.catalog import Catalog
@@ -66,7 +67,14 @@ OPEN = frozenset(("/health", "/v1/health", "/", "/v1", "/v1/"))  # that somethin
 class Gateway:
     """The HTTP surface of one daemon: admits requests, and answers them."""
 
-    def __init__(self, clock: Clock, scheduler: Scheduler, engines: Mapping[str, Engine], events: EventStream) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        scheduler: Scheduler,
+        engines: Mapping[str, Engine],
+        events: EventStream,
+        remotes: Remotes | None = None,
+    ) -> None:
         """`engines` is live."""
         self._now = clock.monotonic
         self.router = RequestRouter(scheduler, engines)
@@ -76,7 +84,8 @@ class Gateway:
         self.upstreams = Upstreams()
         self.sweeper = Sweeper(asyncio.get_running_loop(), clock)
         self.bodies = HeldBodies(asyncio.get_running_loop())
-        self._forwarder = Forwarder(self._now, scheduler, self.router, self.upstreams, self.sweeper)
+        remotes = remotes or Remotes(self._now, {})
+        self._forwarder = Forwarder(self._now, scheduler, self.router, self.upstreams, self.sweeper, remotes)
         self.make_control: Callable[[], Control] | None = None  # called in a thread, with the first control request
         self._control_server: ControlServer | None = None
         events.subscribe(ModelTransition, self.on_transition)

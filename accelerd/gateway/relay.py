@@ -37,7 +37,7 @@ from accelerd.gateway.dialects.translation import EVENT_STREAM, JSON_LINES, Tran
 from accelerd.gateway.one_by_one import JoinedStreams
 from accelerd.gateway.response_framing import FramingError, Head, chunk
 from accelerd.gateway.responses import JSON_TYPE, cors_headers, date_and_id, is_ollamas, reason
-from accelerd.gateway.upstream import ResponseReceiver, UpstreamConnection
+from accelerd.gateway.upstream import Connection, ResponseReceiver
 from accelerd.scheduler.record import Lease
 
 STREAMS = (EVENT_STREAM, JSON_LINES)
@@ -135,7 +135,7 @@ class Relay:
         self.committed = False  # has a head been sent?
         self.passed = False  # has anything of an engine's response been sent?
         self._finished: asyncio.Future[AccelError | None]
-        self._connection: UpstreamConnection | None = None
+        self._connection: Connection | None = None
         self._receiver: ResponseReceiver | None = None
         self.lease: Lease | None = None
         self.in_flight: asyncio.Future[AccelError | None] | None = None  # of the attempt that is under way already
@@ -203,7 +203,7 @@ class Relay:
             self._connection.abort(self._receiver)
         self.ok = False if self._now() - self.lease.progress > stall_timeout else None
 
-    def attach(self, connection: UpstreamConnection, receiver: ResponseReceiver) -> None:
+    def attach(self, connection: Connection, receiver: ResponseReceiver) -> None:
         """`connection` now serves this client; `receiver` gets its response."""
         self._connection, self._receiver = connection, receiver
         if self.paused:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Protocol, cast
+from functools import partial
+from typing import Any, Protocol, TypeVar, cast
 
 from accelerd.engines.base import Endpoint
 from accelerd.gateway.response_framing import MAX_HEAD, Chunked, FramingError, Head, parse_head
@@ -34,6 +35,55 @@ class ResponseReceiver(Protocol):
     def lost(self, reason: str, *, clean: bool, answered: bool, unread: bool = False) -> None:
         """The connection broke; `clean`: not in the middle of a chunk; `answered`: a byte of the response had come;
         `unread`: the engine has not read the request."""
+
+
+class Connection(Protocol):
+    """Carries one exchange at a time. What follows does nothing unless `receiver` is the one that is being served."""
+
+    def abort(self, receiver: ResponseReceiver) -> None:
+        """Close at once, which tells the engine to stop working on the response."""
+        ...
+
+    def fail(self, receiver: ResponseReceiver, reason: str) -> None:
+        """Close at once and tell the receiver why."""
+        ...
+
+    def pause(self, receiver: ResponseReceiver) -> None:
+        """Read no more from the engine: its reader is slow."""
+        ...
+
+    def resume(self, receiver: ResponseReceiver) -> None:
+        """Its reader is ready again."""
+        ...
+
+    def close(self) -> None:
+        """At once, without a word to anybody."""
+        ...
+
+
+ConnectionT = TypeVar("ConnectionT", bound=Connection)
+
+
+class Pool(Protocol[ConnectionT]):
+    """Connections to one instance."""
+
+    def reuse(self) -> ConnectionT | None:
+        """An idle connection, or None."""
+        ...
+
+    async def connect(self) -> ConnectionT:
+        """A new one. OSError or TimeoutError when the engine does not take it; AccelError."""
+        ...
+
+    def exchange(
+        self, connection: ConnectionT, receiver: ResponseReceiver, kind: str, path: str, secret: str, body: bytes
+    ) -> None:
+        """Begin one, with a body of this Content-Type."""
+        ...
+
+    def close(self) -> None:
+        """The instance is leaving."""
+        ...
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -79,6 +129,10 @@ class UpstreamConnection(asyncio.Protocol):
         if self._receiver is receiver:
             self._lose(reason)
             self.transport.abort()
+
+    def close(self) -> None:
+        """At once, without a word to anybody."""
+        self.transport.abort()
 
     def pause(self, receiver: ResponseReceiver) -> None:
         """Read no more from the engine: its reader is slow."""
@@ -230,6 +284,13 @@ class ConnectionPool:
         """The same with another Content-Type, which must be of our own making too."""
         return b"%b%d\r\n\r\n%b" % (_head(path, secret, kind), len(body), body)
 
+    def exchange(
+        self, connection: UpstreamConnection, receiver: ResponseReceiver, kind: str, path: str, secret: str, body: bytes
+    ) -> None:
+        """Begin one."""
+        make = self.request if kind is JSON_TYPE else partial(self.request_of, kind)
+        connection.send(receiver, make(path, secret, body))
+
     def reuse(self) -> UpstreamConnection | None:
         """An idle connection, or None."""
         while self._idle:
@@ -341,15 +402,20 @@ class Upstreams:
     """The pools of all instances, by instance."""
 
     def __init__(self) -> None:
-        self._pools: dict[int, ConnectionPool] = {}
+        self._pools: dict[int, Pool[Any]] = {}
 
-    def get(self, instance: int) -> ConnectionPool | None:
+    def get(self, instance: int) -> Pool[Any] | None:
         return self._pools.get(instance)
 
     def create(self, instance: int, endpoint: Endpoint, limit_ahead: int = 0) -> ConnectionPool:
-        """`limit_ahead`: see Pool."""
-        pool = self._pools[instance] = ConnectionPool(endpoint, limit_ahead)
+        """`limit_ahead`: see ConnectionPool."""
+        pool = ConnectionPool(endpoint, limit_ahead)
+        self.add(instance, pool)
         return pool
+
+    def add(self, instance: int, pool: Pool[Any]) -> None:
+        """One made elsewhere."""
+        self._pools[instance] = pool
 
     def retire(self, instance: int) -> None:
         """The instance is stopping or gone."""

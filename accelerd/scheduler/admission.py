@@ -28,13 +28,7 @@ from accelerd.memory.reclaim import Reclaimer
 from accelerd.scheduler.events import FilesWanted, ModelInUse, ModelLoaded, ModelTransition
 from accelerd.scheduler.eviction import choose
 from accelerd.scheduler.lifecycle import LEAVING, Event, State, step
-from accelerd.scheduler.placement import (
-    SharedLimits,
-    YieldedMemory,
-    fitting,
-    why_not_resident,
-    with_spare_cache,
-)
+from accelerd.scheduler.placement import SharedLimits, YieldedMemory, fitting, why_not_resident, with_spare_cache
 from accelerd.scheduler.quiet import serve_all, waits_for_load, when_quiet
 from accelerd.scheduler.record import DownloadProgress, Lease, ModelRecord, Residue, Transition, Waiter
 
@@ -117,7 +111,8 @@ class Admission:
         return replace(self.limits, lost=tuple(self.lost), quarantined=stuck, pools=pools, yielded=self.yielded)
 
     def occupied(self) -> list[ModelRecord]:
-        return [record for record in self.records.values() if record.occupied]
+        """The models that are here, and so in each other's way."""
+        return [record for record in self.records.values() if record.occupied and not record.spec.elsewhere]
 
     def on_memory_snapshot(self, seen: MemorySnapshot) -> None:
         """A fresh snapshot has arrived."""
@@ -205,10 +200,12 @@ class Admission:
         """
         wanted = [r for r in self.records.values() if r.waiting and self.startable(r, now)]
         for record in wanted:
-            if record.forecast.missing:
+            if record.spec.elsewhere:
+                self.start(record, record.need)
+            elif record.forecast.missing:
                 self._download(record)
         # What a provisional forecast says is no reason to refuse or to evict: the better one is waited for.
-        waiting = [r for r in wanted if not (r.forecast.missing or r.forecast.provisional)]
+        waiting = [r for r in wanted if not (r.spec.elsewhere or r.forecast.missing or r.forecast.provisional)]
         if not waiting or not self._knows(now):
             return {}
         room = self.room
@@ -380,7 +377,8 @@ class Admission:
         wanted = record.waiting[0].wants_lease if record.waiting else False
         self.move(record, Event.START, "a request needs it" if wanted else "asked to load")
         self.supervisor.start(instance, record.spec, need)
-        self.look()  # memory is not measured while no instance lives; from now on it is
+        if not record.spec.elsewhere:
+            self.look()  # memory is not measured while no instance lives; from now on it is
 
     def adopt(self, record: ModelRecord, found: object, cache: int, context: int | None) -> None:
         """`cache`: bytes that its engine was given for its prompt cache."""

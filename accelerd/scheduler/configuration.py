@@ -48,6 +48,8 @@ class Configuration:
                     spec, forecast, since=now, keep_loaded=keep, device=self._admission.needs.device(spec)
                 )
                 self._admission.records[spec.name] = record
+                if spec.elsewhere:
+                    self._admission.request_load(record)
                 continue
             record.removed = False
             changed = spec.name in relaunch or record.spec.launch_key() != spec.launch_key()

@@ -168,7 +168,7 @@ class Core:
 
     def _probe(self, record: ModelRecord) -> None:
         assert record.instance is not None
-        if not record.probing:
+        if not (record.probing or record.spec.elsewhere):  # what a server elsewhere loads for it is not ours to ask for
             record.probing = True
             self._admission.supervisor.probe(record.instance)
 
@@ -369,7 +369,7 @@ class Core:
         return due
 
     def _idle_deadline(self, record: ModelRecord) -> float | None:
-        timeout = record.spec.idle_timeout
+        timeout = None if record.spec.elsewhere else record.spec.idle_timeout
         if record.state is not State.READY or record.active or record.waiting or timeout is None or record.unevictable:
             return None
         return record.last_used + timeout

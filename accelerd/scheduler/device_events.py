@@ -34,7 +34,7 @@ class DeviceEvents:
     def suspect(self, name: str) -> None:
         """The memory of a ready model may be lost: probe it before it serves further requests."""
         record = self._find(name)
-        if record.state is State.READY and not record.probing:
+        if record.state is State.READY and not (record.probing or record.spec.elsewhere):
             assert record.instance is not None
             record.probing = True
             self._admission.supervisor.probe(record.instance, thorough=True)

@@ -140,6 +140,7 @@ def check_hold(record: ModelRecord, admission: Admission) -> None:
 
 def together(records: Sequence[ModelRecord], limits: SharedLimits) -> bool:
     """Is there any way to have all of them resident at once? What is loaded stays where it is."""
+    records = [record for record in records if not record.spec.elsewhere]
     kinds = Counter(on_npu(record.need) for record in records)  # counted apart, see placement.alike
     if limits.max_loaded is not None and max(kinds.values(), default=0) > limits.max_loaded:
         return False

@@ -198,6 +198,8 @@ class MemoryEvents:
 
 
 def _holds(record: ModelRecord, wanted: YieldedMemory) -> bool:
+    if record.spec.elsewhere:
+        return False
     return wanted.covers(record.need) or any(
         size > 0 and pool != RAM and pool in (wanted.pools or ()) for pool, size in record.peak.items()
     )

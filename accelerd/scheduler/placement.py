@@ -69,7 +69,7 @@ def with_spare_cache(
     most = target.forecast.spare_cache
     if not most or need.raised:
         return need
-    records, spec = [record for record in records if record is not target], target.spec
+    records, spec = [one for one in records if one is not target and not one.spec.elsewhere], target.spec
     there, apart = [r for r in records if r.occupied], [r.need for r in records if not (r.occupied or r.removed)]
     if limits.max_loaded is not None:
         apart = sorted(apart, key=lambda one: one.total)[: max(0, limits.max_loaded - 1 - alike(need, there))]
@@ -143,6 +143,8 @@ def why_not_resident(
     target: ModelRecord, others: Iterable[ModelRecord], limits: SharedLimits, need: MemoryRequirement | None = None
 ) -> str | None:
     """Why `target`, placed as `need` says, cannot be resident beside `others`, with the arithmetic; None if it can."""
+    if target.spec.elsewhere:
+        return None
     others, need = list(others), need or target.need
     stuck = next((limits.quarantined[d] for d in (*need.devices, target.device) if d in limits.quarantined), None)
     if stuck is not None:

@@ -129,7 +129,7 @@ class Scheduler(Core):
         """End a lease. `ok`: the engine did its work, failed, or (None) it cannot be said."""
         super().release(lease, ok)
         record = lease.record
-        timeout = record.spec.idle_timeout
+        timeout = None if record.spec.elsewhere else record.spec.idle_timeout
         if not record.active and timeout is not None and record.last_used + timeout < self._armed:
             self._rearm()
 
@@ -223,7 +223,8 @@ class Scheduler(Core):
 
     def memory_moves(self) -> bool:
         """Is a model being loaded, or is the memory of one waited for?"""
-        return any(s.state in (State.STARTING, State.RECLAIMING) for s in self.snapshots())
+        moving = (State.STARTING, State.RECLAIMING)
+        return any(s.state in moving and not s.spec.elsewhere for s in self.snapshots())
 
     def busy(self) -> bool:
         """Does any request hold a lease?"""

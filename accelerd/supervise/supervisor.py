@@ -22,6 +22,7 @@ from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Engine
 from accelerd.instances import InstanceInfo, Listener, Supervisor
 from accelerd.memory.model import MemoryRequirement
+from accelerd.supervise.elsewhere import InstanceElsewhere
 from accelerd.supervise.homes.child_home import ChildHome
 from accelerd.supervise.homes.home import Home, HomeError
 from accelerd.supervise.instance import EngineLog, Instance, InstanceContext
@@ -68,7 +69,7 @@ class ProcessSupervisor(Supervisor):
             homes = {ChildHome.kind: ChildHome(proc=roots.proc, sys=roots.sys)}
         self._engines = engines
         self._rings: dict[str, OutputRing] = {}
-        self._instances: dict[int, Instance] = {}  # in order of start
+        self._instances: dict[int, Instance | InstanceElsewhere] = {}  # in order of start
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._owner = str(roots.runtime)
         self._closing = False
@@ -93,6 +94,10 @@ class ProcessSupervisor(Supervisor):
             return
         tag = InstanceTag(f"{instance}-{secrets.token_hex(8)}", self._owner)
         engine, ring = self._engines[spec.engine], self.output(spec.name)
+        if spec.elsewhere:
+            listener, now = self._context.listener, self._context.clock.monotonic()
+            self._begin(InstanceElsewhere(instance, spec, engine, tag, ring, listener, now))
+            return
         self._begin(Instance(instance, spec, engine, tag, ring, self._context, placed=placed))
 
     def adopt(self, instance: int, spec: ModelSpec, found: object) -> None:
@@ -101,7 +106,7 @@ class ProcessSupervisor(Supervisor):
         ring.write(found.printed)
         self._begin(Instance(instance, spec, engine, found.record.tag, ring, self._context, found))
 
-    def _begin(self, life: Instance) -> None:
+    def _begin(self, life: Instance | InstanceElsewhere) -> None:
         if self._closing:
             life.stop(Cause.STOPPED)
         self._instances[life.number] = life
@@ -141,7 +146,8 @@ class ProcessSupervisor(Supervisor):
 
     async def write_records(self) -> None:
         """Again, since somebody has removed them: the next daemon would not know of what runs."""
-        await asyncio.gather(*(life.write_record() for life in self._instances.values()))
+        here = [life for life in self._instances.values() if isinstance(life, Instance)]
+        await asyncio.gather(*(life.write_record() for life in here))
 
     def output(self, model: str) -> OutputRing:
         """What the instances of a model printed; empty for one that never ran."""
@@ -149,7 +155,7 @@ class ProcessSupervisor(Supervisor):
 
     def process_finder(self) -> Callable[[], dict[int, list[int]]]:
         """What finds the live processes of every instance there is now, by its number: call it in a thread."""
-        origins = {number: life.origin for number, life in self._instances.items()}
+        origins = {number: life.origin for number, life in self._instances.items() if isinstance(life, Instance)}
         return partial(self._groups.look, origins)
 
     # --- begin and end of the daemon ----------------------------------------------------------------------------
@@ -227,7 +233,7 @@ class ProcessSupervisor(Supervisor):
 
     async def _let_go(self) -> None:
         for number, life in list(self._instances.items()):
-            if life.let_go():
+            if isinstance(life, Instance) and life.let_go():
                 event(log, NOTICE, f"{life.spec.name} stays loaded for the next accelerd", model=life.spec.name)
                 task = self._tasks.pop(number)
                 del self._instances[number]
@@ -247,7 +253,7 @@ class ProcessSupervisor(Supervisor):
         _, left = await asyncio.wait(tasks, timeout=max(within, 0.0))
         return not left
 
-    async def _run(self, life: Instance) -> None:
+    async def _run(self, life: Instance | InstanceElsewhere) -> None:
         exit = await life.run()
         del self._instances[life.number]
         del self._tasks[life.number]

@@ -1,0 +1,66 @@
+"""Remotes: servers elsewhere that answer requests for models of the engine `remote`. Their keys in accelerd.toml.
+
+Pure data, as config/model.py is. A remote's URL is the operator's alone: no client and no server can name another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import urlsplit
+
+from accelerd.config import values as toml
+from accelerd.config.keys import key, named
+
+RemoteApi = Literal["openai", "anthropic", "ollama", "accelerd"]
+RemoteTask = Literal[
+    "chat", "completions", "embeddings", "rerank", "transcription", "speech", "images", "messages", "responses",
+    "tools", "vision", "audio",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A server elsewhere."""
+
+    name: str
+    url: str = key(
+        toml.RemoteUrl,
+        "",
+        'Its address, such as "https://mac.lan:1234/v1". Everything that is sent to its models leaves this machine.',
+    )
+    api: RemoteApi = key(
+        RemoteApi,
+        "openai",
+        "What it speaks: OpenAI's API, Anthropic's, Ollama's, or OpenAI's with what another accelerd tells beside.",
+    )
+    key_file: str | None = key(
+        toml.FilePath, None, "File with its API key in the first line, that only you can read (mode 0600)."
+    )
+    credential: str | None = key(
+        toml.CredentialName,
+        None,
+        "Instead of key_file: the name of a systemd credential of accelerd's unit (LoadCredential=) that has the key.",
+    )
+    ca_file: str | None = key(
+        toml.FilePath, None, "File with the certificates (PEM) to trust instead of those of the system."
+    )
+    # may hold tokens: never shown
+    headers: tuple[tuple[str, str], ...] = key(
+        named(toml.HeaderName, toml.HeaderValue), (), "Additional headers of every request.", repr=False
+    )
+    proxy: str | None = key(
+        toml.ProxyUrl, None, 'An HTTP proxy, such as "http://proxy.lan:3128". The environment names none.'
+    )
+    connect_timeout: float = key(toml.Duration, 10.0, "Time limit for connecting, TLS included.")
+    first_byte_timeout: float = key(toml.Duration, 300.0, "Time limit until it begins to answer.")
+    stall_timeout: float = key(toml.Duration, 120.0, "Time limit for each pause while it answers.")
+
+    def address(self, path: str) -> str:
+        """The URL of a path of OpenAI's or Anthropic's API, such as "/v1/chat/completions"."""
+        base = self.url.rstrip("/")
+        return base + (path.removeprefix("/v1") if urlsplit(base).path else path)
+
+    def root(self, path: str) -> str:
+        """The URL of a path beside /v1, such as Ollama's "/api/tags"."""
+        return self.url.rstrip("/").removesuffix("/v1") + path

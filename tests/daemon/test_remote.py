@@ -1,0 +1,267 @@
+"""Models of servers elsewhere under a daemon: TLS, keys, streams that stall or break, and what clients get to see."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.daemon.kit import QUICK, Site
+from tests.fakes.fake_remote import CA, WORDS, FakeRemote
+from tests.harness import Answer, Daemon, DaemonFactory, eventually, free_port, streaming
+
+KEY = "sk-remote-0123456789"
+HELLO = "".join(WORDS)
+MODES = (
+    "big", "slow", "hangup", "redirect", "busy", "broken", "unhappy", "head", "garbage", "gzip", "stall", "cut",
+    "cut-chunk", "odd", "once",
+)  # fmt: skip
+
+
+def remote(name: str, url: str, **settings: Any) -> str:
+    lines = [f"[remotes.{name}]", f'url = "{url}"']
+    for key, value in settings.items():
+        inner = value if isinstance(value, dict) else {}
+        lines += [f"{key}.{name} = {json.dumps(one)}" for name, one in inner.items()]
+        lines += [] if inner else [f"{key} = {json.dumps(value)}"]
+    return "\n".join(lines) + "\n"
+
+
+def model(name: str, remote: str, wire: str, **settings: Any) -> str:
+    lines = [f"[models.{name}]", 'engine = "remote"', f'remote = "{remote}"', f'model = "{wire}"']
+    return "\n".join([*lines, *(f"{key} = {json.dumps(value)}" for key, value in settings.items())]) + "\n"
+
+
+def key_file(folder: Path, key: str = KEY, mode: int = 0o600) -> str:
+    path = folder / f"key-{mode:o}-{len(key)}"
+    path.write_text(f"# of the Mac\n{key}\n")
+    path.chmod(mode)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def mac(sites: Site) -> Iterator[FakeRemote]:
+    with closing(FakeRemote(sites.directory, "server.pem", KEY)) as fake:
+        yield fake
+
+
+@pytest.fixture(scope="module")
+def daemon(factory: DaemonFactory, sites: Site, mac: FakeRemote) -> Iterator[Daemon]:
+    folder = sites.directory
+    with closing(FakeRemote(folder, "other.pem")) as other, closing(FakeRemote(folder, key=KEY)) as claude:
+        good = {"ca_file": str(CA), "key_file": key_file(folder)}
+        toml = [
+            QUICK,
+            sites.model("here"),
+            remote("mac", f"{mac.url}/v1", **good, headers={"X-Team": "blue"}, stall_timeout="300ms"),
+            *(model(name, "mac", name, concurrency=1 if name == "slow" else 4) for name in MODES),
+            remote("hasty", f"{mac.url}/v1", **good, first_byte_timeout="200ms"),
+            model("late", "hasty", "slow"),
+            remote("untrusted", f"{mac.url}/v1", key_file=key_file(folder)),
+            model("untrusted", "untrusted", "big"),
+            remote("misnamed", f"{other.url}/v1", ca_file=str(CA)),
+            model("misnamed", "misnamed", "big"),
+            remote("plain", f"https://localhost:{claude.port}", ca_file=str(CA)),
+            model("plain", "plain", "big"),
+            remote("gone", f"http://localhost:{free_port()}/v1"),
+            model("gone", "gone", "big"),
+            remote("stranger", f"{mac.url}/v1", ca_file=str(CA), key_file=key_file(folder, "sk-wrong-key")),
+            model("stranger", "stranger", "big"),
+            remote("open", f"{mac.url}/v1", ca_file=str(CA), key_file=key_file(folder, mode=0o644)),
+            model("open", "open", "big"),
+            remote("unit", f"{mac.url}/v1", ca_file=str(CA), credential="mac-key"),
+            model("unit", "unit", "big"),
+            remote("claude", claude.url, api="anthropic", key_file=key_file(folder)),
+            model("claude", "claude", "claude-9"),
+            '[routes.either]\nmodels = ["hangup", "gone", "big"]\n',
+            '[routes.home]\nmodels = ["broken", "here"]\n',
+        ]
+        credentials = folder / "credentials"
+        credentials.mkdir()
+        (credentials / "mac-key").write_text(KEY)
+        (credentials / "mac-key").chmod(0o400)
+        yield factory.start("".join(toml), env={"CREDENTIALS_DIRECTORY": str(credentials)})
+
+
+def text_of(answer: Answer) -> str:
+    assert answer.status == 200, answer.body
+    return str(answer.json()["choices"][0]["message"]["content"])
+
+
+def test_it_is_always_loaded_and_needs_no_memory(daemon: Daemon) -> None:
+    status = daemon.wait_state("big", "ready")
+    assert (status["pid"], status["memory"], status["device"]) == (None, 0, "remote mac")
+    assert daemon.control("GET", "explain?model=big").json()["argv"] == []
+
+
+def test_a_request_gets_the_remotes_answer_under_the_clients_name(daemon: Daemon, mac: FakeRemote) -> None:
+    answer = daemon.chat("odd")
+    assert text_of(answer) == HELLO
+    assert answer.json()["model"] == "odd"
+    assert answer.headers["x-accelerd-model"] == "odd"
+    request = mac.seen("/v1/chat/completions")[-1]
+    assert request["json"]["model"] == "odd"
+    assert request["headers"]["authorization"] == f"Bearer {KEY}"
+    assert request["headers"]["x-team"] == "blue"
+    assert request["headers"]["accept-encoding"] == "identity"
+    assert "cookie" not in request["headers"]
+
+
+def test_nothing_of_the_clients_headers_leaves_this_machine(daemon: Daemon, mac: FakeRemote) -> None:
+    body = {"model": "big", "messages": [{"role": "user", "content": "hi"}]}
+    secret = {"Authorization": "Bearer of-accelerd", "X-Forwarded-For": "10.1.2.3", "Cookie": "a=b"}
+    assert daemon.send("POST", "/v1/chat/completions", body, secret).status == 200
+    sent = json.dumps(mac.seen("/v1/chat/completions")[-1]["headers"])
+    assert "of-accelerd" not in sent
+    assert "10.1.2.3" not in sent
+    assert "a=b" not in sent
+
+
+@pytest.mark.parametrize("name", ["big", "odd"])
+def test_a_stream_comes_as_it_is_sent(daemon: Daemon, name: str) -> None:
+    with streaming(daemon, name) as response:
+        body = response.read().decode()
+    events = [line.removeprefix("data: ") for line in body.split("\n") if line.startswith("data: ")]
+    assert events[-1] == "[DONE]"
+    found = [json.loads(event) for event in events[:-1]]
+    assert "".join(one["choices"][0]["delta"]["content"] for one in found) == HELLO
+    assert {one["model"] for one in found} == {name}
+
+
+def test_what_is_compressed_although_nobody_asked_for_it_is_unpacked(daemon: Daemon) -> None:
+    assert text_of(daemon.chat("gzip")) == HELLO
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("stall", "sent nothing for 0.3 s"),
+        ("cut", "ended in the middle"),
+        ("cut-chunk", "ended in the middle"),
+    ],
+)
+def test_a_stream_that_breaks_ends_with_a_clear_error(daemon: Daemon, name: str, says: str) -> None:
+    with streaming(daemon, name) as response:
+        assert response.status == 200
+        last = b""
+        for line in response:
+            last = line if line.startswith(b"data: ") else last
+            if b'"error"' in line:
+                break
+    error = json.loads(last.removeprefix(b"data: "))["error"]
+    assert "the remote mac" in error["message"]
+    assert says in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("hangup", "the remote mac: it closed the connection without an answer"),
+        ("redirect", "answers with a redirection (status 307)"),
+        ("head", "the remote mac: its answer is not valid HTTP"),
+        ("garbage", "the remote mac: its answer is not valid HTTP"),
+        ("late", "not begun to answer within 0.2 s"),
+        ("untrusted", "its certificate is signed by an authority that this machine does not trust"),
+        ("misnamed", "its certificate is for another name"),
+        ("plain", "does it speak https"),
+        ("gone", "it cannot be reached"),
+        ("stranger", "refuses accelerd's key (status 401)"),
+        ("open", "its key cannot be read"),
+    ],
+)
+def test_what_is_the_remotes_or_the_operators_fault_is_said_and_names_no_address(
+    daemon: Daemon, mac: FakeRemote, name: str, says: str
+) -> None:
+    before = len(mac.seen("/other"))
+    answer = daemon.chat(name)
+    assert (answer.status, answer.code) == (502, "upstream_failed")
+    assert says in answer.json()["error"]["message"]
+    for secret in ("localhost", str(mac.port), KEY, "sk-wrong-key"):
+        assert secret not in answer.body.decode()
+    assert len(mac.seen("/other")) == before
+
+
+def test_its_own_errors_are_passed_on_without_its_address_and_key(daemon: Daemon, mac: FakeRemote) -> None:
+    answer = daemon.chat("broken")
+    assert answer.status == 500
+    assert "backend http://mac/v1 of *** is broken" in answer.json()["error"]["message"]
+    answer = daemon.chat("unhappy")
+    assert answer.status == 400
+    assert "temperature is too hot" in answer.json()["error"]["message"]
+    assert daemon.chat("busy").status == 429
+
+
+def test_a_refused_key_is_in_the_log_once_and_is_read_again(daemon: Daemon, mac: FakeRemote, sites: Site) -> None:
+    for _ in range(3):
+        assert daemon.chat("stranger").status == 502
+    said = daemon.output()
+    assert said.count("the remote stranger: it refuses accelerd's key") == 1
+    assert KEY not in said
+    assert "sk-wrong-key" not in said
+    (sites.directory / "key-600-12").write_text(KEY)
+    assert text_of(daemon.chat("stranger")) == HELLO
+
+
+def test_a_key_of_systemds_credentials(daemon: Daemon) -> None:
+    assert text_of(daemon.chat("unit")) == HELLO
+
+
+def test_anthropics_api_has_headers_of_its_own(daemon: Daemon) -> None:
+    body = {"model": "claude", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
+    answer = daemon.send("POST", "/v1/messages", body)
+    assert (answer.status, answer.json()["model"]) == (200, "claude")
+    assert answer.json()["content"][0]["text"] == HELLO
+
+
+def test_a_route_goes_on_until_the_first_byte(daemon: Daemon) -> None:
+    answer = daemon.chat("either")
+    assert text_of(answer) == HELLO
+    assert answer.headers["x-accelerd-model"] == "big"
+    assert daemon.chat("home").headers["x-accelerd-model"] == "here"
+
+
+def test_connections_are_used_again_and_one_that_was_closed_meanwhile_harms_nobody(
+    daemon: Daemon, mac: FakeRemote
+) -> None:
+    for name in ("big", "once", "big", "big"):
+        assert text_of(daemon.chat(name)) == HELLO
+    used = [one["connection"] for one in mac.seen("/v1/chat/completions")[-4:]]
+    assert used[0] == used[1] != used[2] == used[3]
+
+
+def test_concurrency_bounds_the_requests(daemon: Daemon, mac: FakeRemote) -> None:
+    def chats() -> int:
+        return len([one for one in mac.seen("/v1/chat/completions") if one["json"]["model"] == "slow"])
+
+    before = chats()
+    with streaming_begun(daemon, "slow"):
+        eventually(lambda: chats() == before + 1, "the first is there")
+        with streaming_begun(daemon, "slow"):
+            eventually(lambda: daemon.status("slow")["queue"] == 1, "the second waits here")
+            assert chats() == before + 1
+    mac.go_on()
+    eventually(lambda: daemon.status("slow")["leases"] == 0, "both have left")
+
+
+def streaming_begun(daemon: Daemon, name: str) -> Any:
+    """A request that was sent, and whose answer nobody waits for."""
+    import http.client
+
+    connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=30)
+    body = json.dumps({"model": name, "messages": [{"role": "user", "content": "hi"}]})
+    connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+    return closing(connection)
+
+
+def test_it_stays_when_a_model_here_needs_all_room(daemon: Daemon) -> None:
+    assert daemon.chat("here").status == 200
+    assert daemon.state("big") == "ready"
+    assert daemon.control("POST", "yield").status in (200, 202)
+    eventually(lambda: daemon.state("here") == "stopped", "what is here has left")
+    assert daemon.state("big") == "ready"
+    assert daemon.chat("big").status == 200
+    assert daemon.control("POST", "resume").status in (200, 202)
