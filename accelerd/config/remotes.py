@@ -57,7 +57,9 @@ class Remote:
     stall_timeout: float = key(toml.Duration, 120.0, "Time limit for each pause while it answers.")
 
     def address(self, path: str) -> str:
-        """The URL of a path of OpenAI's or Anthropic's API, such as "/v1/chat/completions"."""
+        """The URL of a path: "/v1/chat/completions" of OpenAI's or Anthropic's API, or "/api/tags" of Ollama's."""
+        if not path.startswith("/v1/"):
+            return self.root(path)
         base = self.url.rstrip("/")
         return base + (path.removeprefix("/v1") if urlsplit(base).path else path)
 

@@ -1,7 +1,7 @@
 """whisper.cpp's and stable-diffusion.cpp's servers by their presets, and llama-server, under one daemon and one limit.
 
-Not collected by itself: tests/command/run starts it. The programs are real, built from their sources; the
-models are made up: whisper.cpp's own one for tests, which has no weights, and a Stable Diffusion whose weights are zero.
+Not collected by itself: tests/command/run starts it. The programs are real, built from their sources; the models are
+made up: whisper.cpp's own one for tests, which has no weights, and a Stable Diffusion whose weights are zero.
 """
 
 from __future__ import annotations

@@ -77,6 +77,8 @@ def daemon(factory: DaemonFactory, sites: Site, mac: FakeRemote) -> Iterator[Dae
             model("unit", "unit", "big"),
             remote("claude", claude.url, api="anthropic", key_file=key_file(folder)),
             model("claude", "claude", "claude-9"),
+            remote("llama", f"{claude.url}/v1", api="ollama", key_file=key_file(folder)),
+            model("llama", "llama", "llama3.2"),
             '[routes.either]\nmodels = ["hangup", "gone", "big"]\n',
             '[routes.home]\nmodels = ["broken", "here"]\n',
         ]
@@ -215,6 +217,24 @@ def test_anthropics_api_has_headers_of_its_own(daemon: Daemon) -> None:
     answer = daemon.send("POST", "/v1/messages", body)
     assert (answer.status, answer.json()["model"]) == (200, "claude")
     assert answer.json()["content"][0]["text"] == HELLO
+
+
+def test_what_anthropics_api_has_not_is_translated(daemon: Daemon) -> None:
+    assert text_of(daemon.chat("claude")) == HELLO
+    assert daemon.chat("claude").json()["model"] == "claude"
+    asked = {"model": "claude", "stream": False, "messages": [{"role": "user", "content": "hi"}]}
+    assert daemon.send("POST", "/api/chat", asked).json()["message"]["content"] == HELLO
+
+
+def test_ollamas_own_api_is_passed_through(daemon: Daemon) -> None:
+    asked = {"model": "llama", "messages": [{"role": "user", "content": "hi"}], "options": {"num_ctx": 999}}
+    answer = daemon.send("POST", "/api/chat", asked)
+    lines = [json.loads(line) for line in answer.body.splitlines()]
+    assert (answer.status, {line["model"] for line in lines}, lines[-1]["done"]) == (200, {"llama"}, True)
+    assert "".join(line["message"]["content"] for line in lines) == HELLO
+    assert text_of(daemon.chat("llama")) == HELLO
+    listed = {one["id"]: one for one in daemon.send("GET", "/v1/models").json()["data"]}
+    assert "ollama" not in listed["llama"]["capabilities"]
 
 
 def test_a_route_goes_on_until_the_first_byte(daemon: Daemon) -> None:

@@ -110,6 +110,8 @@ class Server:
             case "/api/generate":
                 self.loaded.clear()
                 return _send(connection, 200, {"done": True, "done_reason": "unload"})
+            case "/api/chat":
+                return _lines(connection, request["json"]["model"])
             case "/v1/messages":
                 return _send(connection, 200, _message(request["json"]["model"]))
             case "/v1/chat/completions":
@@ -187,6 +189,16 @@ def _send(connection: socket.socket, status: int, body: Any, **headers: str) -> 
     lines = [f"HTTP/1.1 {status} X", "Content-Type: application/json", f"Content-Length: {len(data)}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     connection.sendall("\r\n".join([*lines, "", ""]).encode() + data)
+    return True
+
+
+def _lines(connection: socket.socket, model: str) -> bool:
+    messages = [{"role": "assistant", "content": word} for word in WORDS]
+    lines = [{"model": model, "message": one, "done": False} for one in messages]
+    lines.append({"model": model, "message": {"role": "assistant", "content": ""}, "done": True, "done_reason": "stop"})
+    data = b"".join(json.dumps(one).encode() + b"\n" for one in lines)
+    head = f"HTTP/1.1 200 X\r\nContent-Type: application/x-ndjson\r\nContent-Length: {len(data)}\r\n\r\n"
+    connection.sendall(head.encode() + data)
     return True
 
 

@@ -211,7 +211,7 @@ class RemoteClient:
 
     async def ask(self, path: str, body: bytes | None = None, *, within: float) -> Any:
         """The JSON answer to a question of our own. RemoteError."""
-        url = self.remote.address(path) if path.startswith("/v1/") else self.remote.root(path)
+        url = self.remote.address(path)
         try:
             async with asyncio.timeout(within):
                 await self.open()

@@ -17,7 +17,7 @@ from accelerd.engines.http import HttpError
 USUAL: Final[Mapping[str, frozenset[Task]]] = {
     "openai": frozenset(("chat", "completions", "embeddings", "tools", "vision")),
     "anthropic": frozenset(("messages", "tools", "vision")),
-    "ollama": frozenset(("chat", "completions", "embeddings", "tools", "vision")),
+    "ollama": frozenset(("chat", "completions", "embeddings", "tools", "vision", "ollama")),
     "accelerd": frozenset(("chat", "completions", "embeddings", "tools", "vision", "messages", "responses")),
 }
 KNOWN: Final[frozenset[Task]] = frozenset((
@@ -26,7 +26,7 @@ KNOWN: Final[frozenset[Task]] = frozenset((
 ))  # fmt: skip
 # Ollama's words for what a model can do.
 OF_OLLAMA: Final[Mapping[str, frozenset[Task]]] = {
-    "completion": frozenset(("chat", "completions")),
+    "completion": frozenset(("chat", "completions", "ollama")),
     "tools": frozenset(("tools",)),
     "vision": frozenset(("vision",)),
     "embedding": frozenset(("embeddings",)),
