@@ -30,6 +30,7 @@ from accelerd.estimate.tensors import read_part
 
 PIECE: Final = 1 << 18
 SPAN: Final = 16 << 30  # bytes of one request: content networks refuse larger answers (50 GB)
+LEAST: Final = 1 << 16  # bytes that a request brings if it is not to count as failed
 SPARE: Final = 64 << 20  # bytes that stay free on the disk
 LONGEST_PAUSE: Final = 30.0  # s
 SHA256: Final = re.compile(r"[0-9a-f]{64}")
@@ -103,7 +104,7 @@ class Fetcher:
                 error = found
             if arriving.complete:
                 break
-            failures = failures + 1 if opened.tell() <= before else 0
+            failures = failures + 1 if opened.tell() < before + LEAST else 0
             if error is not None and error.code in GIVEN_UP:
                 raise error
             if failures >= self._attempts:

@@ -17,6 +17,7 @@ from accelerd.base.names import TRIAL_SUFFIX
 
 MAX_ITEMS = 1 << 16  # messages or inputs in one request
 MAX_KEYS = 1 << 13  # in one object: engines look through all of them for each one more
+MAX_WORK = MAX_KEYS * MAX_KEYS  # keys looked through, in all objects: as for two of MAX_KEYS
 MAX_TOKENS = 1 << 20  # keys, strings, beginnings and ends of objects: 16 for each of MAX_ITEMS messages
 MAX_NAME = 256  # characters of a model's name; configured ones are shorter
 MAX_ANSWERS = 128  # `n`, as OpenAI has it
@@ -152,7 +153,7 @@ def read_json(path: str, body: bytes) -> JsonBody:
 
 def check_keys(body: bytes) -> None:
     """AccelError bad_request for valid JSON with so many keys that an engine would take long to read it."""
-    keys = [0]  # of the objects that a token is in
+    keys, work = [0], 0  # of the objects that a token is in; of all
     plain = body.replace(rb"\\", b"").replace(rb"\"", b"")
     for number, token in enumerate(TOKEN.finditer(plain)):
         if number >= MAX_TOKENS:
@@ -161,6 +162,9 @@ def check_keys(body: bytes) -> None:
             keys[-1] += 1
             if keys[-1] > MAX_KEYS:
                 raise AccelError("bad_request", f"the body has an object of more than {MAX_KEYS} keys")
+            work += keys[-1]
+            if work > MAX_WORK:
+                raise AccelError("bad_request", "the body has too many objects of thousands of keys")
         elif token[0] == b"{":
             keys.append(0)
         elif token[0] == b"}":

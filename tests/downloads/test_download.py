@@ -228,6 +228,17 @@ async def test_a_server_that_stays_away(hub: Hub, repository: Repository, env: d
     assert cached(Source(REPO), env, Path(env["HOME"])) is None
 
 
+async def test_a_server_that_sends_a_little_at_a_time_is_not_asked_for_ever(
+    hub: Hub, repository: Repository, env: dict[str, str]
+) -> None:
+    (repository.folder / "mmproj-hello-f16.gguf").unlink()
+    hub.cuts = [1000] * 10_000
+    error = await refusal(env, attempts=4)
+    assert error.code == "download_failed"
+    assert "sends nothing more" in error.message or "broke off" in error.message
+    assert len(hub.cuts) >= 10_000 - 8
+
+
 # --- what the process says -----------------------------------------------------------------------------------------
 
 SAYS = """

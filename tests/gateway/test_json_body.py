@@ -160,6 +160,13 @@ def test_an_object_with_more_keys_than_engines_can_take_is_refused(more: bytes) 
     assert caught.value.code == "bad_request"
 
 
+@pytest.mark.parametrize("count", [3, 100])
+def test_several_objects_are_together_no_more_work_than_one(count: int) -> None:
+    with pytest.raises(AccelError, match="too many objects of thousands of keys") as caught:
+        read_json(CHAT, with_more(b"[" + b",".join([keys(MAX_KEYS)] * count) + b"]"))
+    assert caught.value.code == "bad_request"
+
+
 def test_keys_beside_the_messages_count_too() -> None:
     with pytest.raises(AccelError, match="an object of more than"):
         read_json(CHAT, with_more(b"0")[:-1] + b"," + keys(80_000)[1:])
@@ -171,11 +178,13 @@ def test_keys_beside_the_messages_count_too() -> None:
         keys(MAX_KEYS),
         keys(MAX_KEYS, value=b'{"a":1,"b":{"c":2}}'),
         b"[" + b",".join([keys(50)] * 4000) + b"]",
+        b"[" + b",".join([keys(1000)] * 100) + b"]",
+        b"[" + b",".join([keys(MAX_KEYS - 1)] * 2) + b"]",
         b'"' + b'a: b, {c}: \\"d\\": ' * 50_000 + b'"',
         b"[" + b'":",' * 20_000 + b'":"]',
         b"[" + b",".join(b"%d" % i for i in range(1_000_000)) + b"]",
     ],
-    ids=["as many", "with objects", "of many tools", "text", "short strings", "a list"],
+    ids=["as many", "with objects", "of many tools", "of large ones", "two", "text", "short strings", "a list"],
 )
 def test_many_keys_in_many_objects_and_long_lists_are_good(more: bytes) -> None:
     assert read_json(CHAT, with_more(more)).model == "m"
