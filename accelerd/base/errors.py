@@ -28,6 +28,7 @@ KINDS: Final[dict[str, ErrorKind]] = {
     "not_found": ErrorKind(404, "NotFound"),
     "model_not_found": ErrorKind(404, "NoSuchModel"),
     "not_supported_by_model": ErrorKind(400, "NotSupportedByModel"),  # or by its engine; another model may support it
+    "context_length_exceeded": ErrorKind(400, "NotSupportedByModel"),  # another model may take more
     "method_not_allowed": ErrorKind(405, "NotSupported"),
     "http_version_not_supported": ErrorKind(505, "NotSupported"),
     "transfer_encoding_not_supported": ErrorKind(501, "NotSupported"),

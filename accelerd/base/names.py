@@ -103,6 +103,8 @@ TRIAL_SUFFIX: Final = "@tune"  # of the name of a model that is being measured; 
 # --- HTTP ---
 ANY: Final = "*"  # in an alias: any characters
 HEADER_MODEL: Final = "X-Accelerd-Model"  # the configured name that answered, on every relayed response
+HEADER_ROUTE: Final = "X-Accelerd-Route"  # by which route it was asked
+HEADER_ATTEMPTS: Final = "X-Accelerd-Attempts"  # how many models were asked
 CONTROL_PREFIX: Final = "/accelerd/v1"  # control routes, on the unix socket only
 
 

@@ -29,6 +29,7 @@ from accelerd.cli.text import nearest
 COMMANDS = {
     "status": "show what is loaded, how much memory it uses and what is waiting",
     "models": "list all configured models",
+    "routes": "show routes with what may answer their requests: state, queue, failures, shares",
     "load": "load a model and wait until it is ready",
     "unload": "stop a model when its running requests have ended, or at once with --force",
     "yield": "unload models from the GPU for a game or another program, until resume",

@@ -20,7 +20,7 @@ from argcomplete.finders import ExclusiveCompletionFinder
 from accelerd.base import names
 from accelerd.base.ports import Roots
 from accelerd.cli.connect import DaemonClient
-from accelerd.cli.context import Context, model_names, toolbox_names
+from accelerd.cli.context import Context, model_names, route_names, toolbox_names
 from accelerd.cli.output import CliOutput
 
 Completer = Callable[..., Iterable[str]]
@@ -39,6 +39,7 @@ COMPLETERS: Final[Mapping[str, Completer]] = {  # by metavar; with a command in 
     "MODEL": MODELS,
     "fit MODEL": lambda **asked: [*MODELS(**asked), *FILES(**asked)],
     "remove NAME": MODELS,
+    "ROUTE": lambda parsed_args, **_: known(route_names, parsed_args),
     "toolbox NAME": lambda parsed_args, **_: known(toolbox_names, parsed_args),
     "PATH": FILES,
     "add SOURCE": FILES,

@@ -59,7 +59,7 @@ class DaemonClient:
         self._answer_timeout = answer_timeout
         self._event_timeout = event_timeout
 
-    def get(self, route: str, *, timeout: float | None = None, **query: Any) -> dict[str, Any]:
+    def get(self, route: str, /, *, timeout: float | None = None, **query: Any) -> dict[str, Any]:
         """The JSON object of a control route ("status"). `timeout` in seconds, for routes that need longer."""
         return self._json("GET", route, query, timeout)
 

@@ -146,6 +146,12 @@ def model_names(context: Context) -> Iterator[str]:
         yield from (alias for some in aliases for alias in some if ANY not in alias)
 
 
+def route_names(context: Context) -> Iterator[str]:
+    """Of the routes in the configuration; never fails."""
+    config, _ = configuration(context)
+    yield from config.routes if config is not None else ()
+
+
 def toolbox_names(context: Context) -> Iterator[str]:
     """The toolboxes that models are configured to run in, then whatever others podman has."""
     from accelerd.cli.programs import SystemPrograms

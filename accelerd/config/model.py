@@ -21,6 +21,7 @@ from accelerd.config.lora import ADAPTERS, LoraAdapter, adapter_tables
 from accelerd.config.machine_settings import DesktopSettings, MemorySettings, PerformanceSettings
 from accelerd.config.problems import Source
 from accelerd.config.remotes import Remote, RemoteTask
+from accelerd.config.routes import Route as Route
 
 
 class SetBy(Enum):
@@ -377,6 +378,11 @@ class ServerSettings:
     default_model: str | None = key(
         toml.Name, None, "The model or route for requests that name no model, if it can. Not needed with one model."
     )
+    default_fallbacks: tuple[str, ...] = key(
+        array(toml.Name),
+        (),
+        "Models and routes that answer, one after the other, what no model of what was asked for can answer.",
+    )
     allowed_hosts: tuple[str, ...] = key(
         array(toml.Host),
         (),
@@ -487,21 +493,6 @@ class LemonadeSettings:
     key_file: str | None = key(
         toml.FilePath, None, "File with that server's API key in its first line; only you can read it (mode 0600)."
     )
-
-
-@dataclass(frozen=True)
-class Route:
-    """One name for several models."""
-
-    name: str
-    models: tuple[str, ...] = key(
-        array(toml.Name),
-        (),
-        "The models in order of preference. While the device of a model is busy, requests go to the next one.",
-    )
-    description: str = key(toml.TextLine, "", "A description for people, on one line.")
-    aliases: tuple[str, ...] = key(array(toml.Name), (), "Additional names for clients, as for models.")
-    unlisted: bool = key(bool, False, "Leave the route out of GET /v1/models; requests may still name it.")
 
 
 @dataclass(frozen=True)

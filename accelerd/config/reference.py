@@ -74,6 +74,7 @@ SECTIONS: Final = {
     "CommandTable": ("[models.NAME.command]", ""),
     "RouteTable": ("[routes.NAME]", ""),
     "RemoteTable": ("[remotes.NAME]", ""),
+    "DeploymentTable": ("[[routes.NAME.deployments]]", ""),
 }
 SHORT: Final = {units.DURATION: "a duration", units.SIZE: "a size", NAME: "a name"}
 TERMS: Final = f"""\

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -24,6 +24,7 @@ from accelerd.config.named_files import named_files
 from accelerd.config.positions import KeyPath
 from accelerd.config.problems import Problem, Severity, did_you_mean, key_text
 from accelerd.config.resolve import CACHE_TYPES, ConfigTables
+from accelerd.config.routes import Deployment, cycle_from
 from accelerd.config.walk import INVALID, TABLE, ConfigEntries, ConfigEntry
 
 DISK_PATIENCE: Final = 0.3  # s that a volume has to answer: a start and a reload wait for it
@@ -234,20 +235,51 @@ def _default_model(entries: ConfigEntries, config: Config) -> Iterator[Problem]:
         yield _problem(entry, ("server", "default_model"), text)
 
 
+ROUTE_LISTS: Final = ("models", "deployments", "fallbacks", "context_fallbacks")
+
+
 def _routes(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Iterator[Problem]:
-    """A route refers to existing models."""
+    """A route refers to models and routes that are there, and not to itself by way of others."""
+    known = [*tables.models, *tables.routes]
+    refers = {name: route.refers_to for name, route in config.routes.items()}
+    told: set[frozenset[str]] = set()
     for name in config.routes:
         path: KeyPath = ("routes", name)
-        listed = entries.get((*path, "models"))
+        models, deployments = entries.get((*path, "models")), entries.get((*path, "deployments"))
+        listed = models or deployments
         if listed is None:
-            yield _problem(entries[path], path, "set models = […], in order of preference")
-            continue
-        if not listed.items:
-            yield _problem(listed, (*path, "models"), "expected at least one model")
-        for index, (model, line) in enumerate(listed.items):
-            if model is not INVALID and model not in tables.models:
-                text = f"there is no [models.{key_text((model,))}]{did_you_mean(model, list(tables.models))}"
-                yield Problem(listed.file, line, key_text((*path, "models", index)), text)
+            text = "set models = […], in order of preference, or deployments = [{…}], with order and weight"
+            yield _problem(entries[path], path, text)
+        elif models is not None and deployments is not None:
+            text = f"set either models or deployments, not both; models is set, too ({_where(models)})"
+            yield _problem(deployments, (*path, "deployments"), text)
+        elif not listed.items:
+            yield _problem(listed, (*path, "models" if models else "deployments"), "expected at least one model")
+        for key in ROUTE_LISTS:
+            yield from _known(entries, (*path, key), known)
+        way = cycle_from(name, refers)
+        if way and frozenset(way) not in told:
+            told.add(frozenset(way))
+            at = next(key for key in ROUTE_LISTS if way[1] in _named_in(entries.get((*path, key))))
+            yield _problem(entries[*path, at], (*path, at), f"the route leads back to itself: {' → '.join(way)}")
+    yield from _known(entries, ("server", "default_fallbacks"), known)
+
+
+def _known(entries: ConfigEntries, path: KeyPath, known: Sequence[str]) -> Iterator[Problem]:
+    """The names in a list, or in the tables of one, are those of models and routes."""
+    entry = entries.get(path)
+    for index, ((_, line), name) in enumerate(zip(entry.items, _named_in(entry), strict=True) if entry else ()):
+        if entry is not None and name and name not in known:
+            text = f"there is no model or route {name!r}{did_you_mean(name, known)}"
+            yield Problem(entry.file, line, key_text((*path, index)), text)
+
+
+def _named_in(entry: ConfigEntry | None) -> list[str]:
+    """One for each element; "" for an invalid one."""
+    values = [value for value, _ in entry.items] if entry is not None else []
+    return [
+        "" if value is INVALID else value.model if isinstance(value, Deployment) else str(value) for value in values
+    ]
 
 
 def _remotes(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Iterator[Problem]:

@@ -72,11 +72,15 @@ def _tables(config: Config) -> Iterator[tuple[str, list[SettingValue]]]:
     for name, spec in config.models.items():
         table = (models[1].table if models else None) or {}
         yield key_text(("models", name)), list(_model(table, spec))
+    routes = root["routes"].names
     for name, route in config.routes.items():
-        written = {"models": list(route.models), "description": route.description}
+        table = (routes[1].table if routes else None) or {}
+        written = {
+            key: in_toml(child.show, value) for key, child in table.items() if (value := getattr(route, key)) != ()
+        }
         yield (
             key_text(("routes", name)),
-            [_setting(config, f"routes.{name}", key, value) for key, value in written.items() if value],
+            [_setting(config, f"routes.{name}", key, value) for key, value in written.items() if value != ""],
         )
 
     remotes = root["remotes"].names

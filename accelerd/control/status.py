@@ -19,6 +19,7 @@ from accelerd.control.devices import ClaimStatus, claims_of
 from accelerd.control.known_conflicts import KnownConflict
 from accelerd.control.operations import ModelRequest, Request, operation
 from accelerd.control.parts import ControlParts, DaemonStatus
+from accelerd.control.routes import RouteExplanation, explain_route
 from accelerd.engines.base import Flag
 from accelerd.memory.ledger import Ledger
 from accelerd.scheduler.placement import SharedLimits
@@ -157,27 +158,6 @@ class Explanation(msgspec.Struct):
     history: list[Step]
 
 
-class Candidate(msgspec.Struct):
-    """A model of a route, as it is now. `ahead`: requests before a new one; None: it cannot answer."""
-
-    model: str
-    state: str | None
-    device: str | None
-    free: bool
-    ahead: int | None
-    why: str
-
-
-class RouteExplanation(msgspec.Struct):
-    """Which model of a route would answer now, and why."""
-
-    route: str
-    description: str
-    answers: str
-    reason: str
-    models: list[Candidate]
-
-
 class LogsRequest(Request, frozen=True):
     model: str
     lines: Annotated[int, msgspec.Meta(ge=0, le=MOST_LINES, description=f"a whole number up to {MOST_LINES}")] = 50
@@ -211,7 +191,9 @@ async def status(parts: ControlParts) -> Status:
         hazards=parts.conflicts.now(),
         models=models,
         routes=[
-            RouteStatus(route.name, list(route.models), route.description, list(route.aliases))
+            RouteStatus(
+                route.name, list(parts.router.directory.plan(route).own), route.description, list(route.aliases)
+            )
             for route in parts.router.directory.routes.values()
         ],
         downloads=downloads_under_way(parts),
@@ -236,7 +218,7 @@ async def explain(parts: ControlParts, request: ModelRequest) -> Explanation | R
     """
     meant = parts.router.directory.meaning(request.model)
     if isinstance(meant, Route):
-        return _explain_route(parts, meant)
+        return explain_route(parts, meant)
     snapshot = parts.scheduler.snapshot(meant.name if meant is not None else request.model)
     facts = parts.facts(snapshot)
     need = parts.scheduler.would_need(snapshot.spec.name)
@@ -319,28 +301,6 @@ def model_status(parts: ControlParts, snapshot: Snapshot) -> ModelStatus:
         residue=sum(residue.size for residue in snapshot.residues),
         download=snapshot.download,
         error=_failure(snapshot.error),
-    )
-
-
-def _explain_route(parts: ControlParts, route: Route) -> RouteExplanation:
-    decision = parts.router.decision(route)
-    known = {snapshot.spec.name: snapshot for snapshot in parts.scheduler.snapshots()}
-    return RouteExplanation(
-        route=route.name,
-        description=route.description,
-        answers=decision.model,
-        reason=decision.reason,
-        models=[
-            Candidate(
-                model=look.model,
-                state=known[look.model].state if look.model in known else None,
-                device=known[look.model].device if look.model in known else None,
-                free=look.free,
-                ahead=look.ahead,
-                why=look.why,
-            )
-            for look in decision.looks
-        ],
     )
 
 

@@ -54,7 +54,7 @@ class Catalog:
         """A model or a route, by any name. AccelError model_not_found."""
         found = self._router.directory.find(name)
         if isinstance(found, Route):
-            return self._route(found, {name: self._scheduler.snapshot(name) for name in found.models})
+            return self._route(found, {name: self._scheduler.snapshot(name) for name in self._models(found)})
         return self._model(self._scheduler.snapshot(found.name))
 
     def _model(self, snapshot: Snapshot) -> Json:
@@ -73,19 +73,23 @@ class Catalog:
 
     def _route(self, route: Route, known: dict[str, Snapshot]) -> Json:
         """Its capabilities are those of all its models."""
-        models = [known[name] for name in route.models if name in known]
+        models = [known[name] for name in self._models(route) if name in known]
         traits = [self._router.traits(snapshot.spec) for snapshot in models]
         contexts = [_context(snapshot.spec, one) for snapshot, one in zip(models, traits, strict=True)]
         loaded = any(snapshot.state is State.READY for snapshot in models)
         return {
             **self._head(route.name, route.description),
             "aliases": list(route.aliases),
-            "routes": list(route.models),
+            "routes": list(self._models(route)),
             "context_length": min(filter(None, contexts), default=None),
             "capabilities": sorted({task for one in traits for task in capabilities(one)}),
             "labels": sorted({label for one in traits for label in one.labels}),
             "status": {"value": "loaded" if loaded else _word(models[0]) if models else "stopped"},
         }
+
+    def _models(self, route: Route) -> tuple[str, ...]:
+        """Every one that may answer."""
+        return self._router.directory.plan(route).own
 
     def _head(self, name: str, description: str) -> Json:
         return {

@@ -22,8 +22,11 @@ from accelerd.gateway.responses import ANTHROPIC, RESPONSES, error_body, is_olla
 
 Json = dict[str, Any]
 CHAT: Final = "/v1/chat/completions"
+TOO_LONG: Final = "context_length_exceeded"  # the code of errors for a prompt that is too long
 NO_DIALECT: Final = Dialect()
 MESSAGES: Final = ANTHROPIC  # and not what is below it: only this one streams
+MAX_HIDDEN: Final = 64 << 10  # bytes: a longer response with status 200 is not checked for an error
+MAX_QUOTED: Final = 400  # characters of an engine's own message that the client gets
 # What a response of the Responses API has, beside what is known of it.
 RESPONSE: Final[Json] = {
     "error": None,
@@ -55,13 +58,36 @@ def corrected_error(
         if dialect.too_large and (found := re.fullmatch(dialect.too_large, message)) is not None:
             text = f"the input has {found[1]} tokens, a batch of this model {found[2]}"
             keys = f"set a larger `ubatch`, `batch` and `context` for {model} in accelerd's configuration"
-            error |= {"code": "context_length_exceeded", "message": f"{text}; for more, {keys}"}
+            error |= {"code": TOO_LONG, "message": f"{text}; for more, {keys}"}
     if dialect.too_long and error.get("type") == dialect.too_long:
-        error |= {"code": "context_length_exceeded", "message": _too_long(error, path, model, trained)}
+        error |= {"code": TOO_LONG, "message": _too_long(error, path, model, trained)}
     for pattern, advice in dialect.advice:
         if re.search(pattern, message):
             error |= {"message": f"{message}; in accelerd's configuration, {advice.replace('{model}', model)}"}
     return status, msgspec.json.encode(_shaped(error, status, path))
+
+
+def hidden_error(content: bytes) -> str | None:
+    """The error in a response with status 200: FastFlowLM sends {"error": …}, and `null` if no model is loaded."""
+    content = content.strip() if len(content) <= MAX_HIDDEN else b""
+    if content == b"null":
+        return "it returned null: no model is loaded for this request"
+    if not content.startswith(b"{"):
+        return None
+    try:
+        answer = from_json(content, dict[str, object])
+    except msgspec.DecodeError:
+        return None
+    error = answer.get("error")
+    if isinstance(error, dict):
+        error = error.get("message", "no reason given")
+    return str(error)[:MAX_QUOTED] if error is not None else None
+
+
+def code_of(body: bytes) -> str | None:
+    """The code in an error; None where it has none."""
+    code = (_error_in(body, "") or {}).get("code")
+    return code if isinstance(code, str) else None
 
 
 def _error_in(body: bytes, path: str) -> Json | None:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Final
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec, ServerSettings
-from accelerd.engines.base import Task
 from accelerd.engines.remote.remotes import Remotes
 from accelerd.gateway.collector import Collector
+from accelerd.gateway.corrections import hidden_error
 from accelerd.gateway.dialects.translation import (
     EVENT_STREAM,
     TranslatedRequest,
@@ -26,10 +26,12 @@ from accelerd.gateway.dialects.translation import (
     Translation,
     answering_as,
 )
+from accelerd.gateway.going_on import Attempts, GoingOn, all_failed
 from accelerd.gateway.one_by_one import JoinedStreams, bodies_of, joined
-from accelerd.gateway.relay import Relay, hidden_error, never
+from accelerd.gateway.relay import Relay, never
 from accelerd.gateway.remote_upstream import RemotePool
-from accelerd.gateway.request_body import CompletionBody, FormBody, JsonBody, SeveralBody, with_model
+from accelerd.gateway.request_body import CompletionBody, FormBody, SeveralBody, with_model
+from accelerd.gateway.request_facts import RequestFacts, RequestInfo
 from accelerd.gateway.request_router import RequestRouter, UpstreamTarget
 from accelerd.gateway.responses import ASSEMBLED
 from accelerd.gateway.stream_assembly import ask_for_stream, assemble
@@ -41,13 +43,6 @@ from accelerd.scheduler.service import Scheduler
 
 log = logging.getLogger(__name__)
 
-# Errors that concern one model: another one of the route may answer.
-OF_ONE_MODEL: Final = frozenset({
-    "model_not_found", "not_supported_by_model", "model_failed", "model_backing_off", "model_unloaded",
-    "model_out_of_memory", "does_not_fit", "memory_in_use", "yielded", "model_stuck", "device_quarantined",
-    "upstream_failed", "upstream_timeout", "hub_not_found", "model_gated", "hub_offline", "disk_full",
-    "download_failed", "canceled",
-})  # fmt: skip
 MOST_RETURNS: Final = 3  # into the queue, for one request
 
 
@@ -55,19 +50,21 @@ class InferenceRequest(Struct):
     """A request as it goes to its engine."""
 
     target: UpstreamTarget
-    path: str  # the client's
-    info: JsonBody | FormBody
     original_body: bytes
     content_type: str
-    media: frozenset[Task] = frozenset()  # what it brings beside text
-    failed: dict[str, AccelError] = {}  # why these models of the route have not answered, by name
+    facts: RequestFacts
+    attempts: Attempts = field(default_factory=Attempts)
     translated: tuple[Translation, TranslatedRequest] | None = None  # how the body was translated the last time
     returns: int = 0  # into the queue, because its engine had died before it read the request
 
     @property
-    def asked_for(self) -> str:
-        """The name that the client has given, for people."""
-        return self.info.model or "the default"
+    def path(self) -> str:
+        """The client's."""
+        return self.facts.path
+
+    @property
+    def info(self) -> RequestInfo:
+        return self.facts.info
 
     @property
     def stream(self) -> bool:
@@ -125,6 +122,7 @@ class Forwarder:
         self._upstreams = upstreams
         self._sweeper = sweeper
         self._remotes = remotes
+        self._going_on = GoingOn(router)
         self._loop = asyncio.get_running_loop()
 
     def start(self, request: InferenceRequest, relay: Relay) -> None:
@@ -165,10 +163,14 @@ class Forwarder:
                 error = await self._try(request, relay)
             except AccelError as found:
                 error = found
-            if error is None:
-                return None
-            if relay.passed or not (self._returns(request, relay) or self._elsewhere(request, error)):
-                return relay.fail(_all_failed(request) or error)
+            except asyncio.CancelledError:
+                self._router.health.left(request.target.model)
+                raise
+            if error is None or relay.passed:
+                self._going_on.ended(request.target, request.facts, request.attempts, error or relay.verdict)
+                return None if error is None else relay.fail(error)
+            if not (self._returns(request, relay) or await self._elsewhere(request, error)):
+                return relay.fail(all_failed(request.facts, request.attempts) or error)
             relay.start_over()
 
     @staticmethod
@@ -180,29 +182,20 @@ class Forwarder:
         log.info("%s: its engine was gone before it had read a request: the request waits again", request.target.model)
         return True
 
-    def _elsewhere(self, request: InferenceRequest, error: AccelError) -> bool:
-        """Is there another model of the route that may answer? Then that is the target."""
-        if error.code not in OF_ONE_MODEL:
-            return False
-        name = request.target.model
-        request.failed[name] = error.with_traceback(None)
-        target = self._another(request, {})
+    async def _elsewhere(self, request: InferenceRequest, error: AccelError) -> bool:
+        """Is there another model that may answer, or one to ask again? Then that is the target."""
+        self._going_on.ended(request.target, request.facts, request.attempts, error)
+        target = self._going_on.another(request.target, request.facts, request.attempts, error)
+        if target is None:
+            target = await self._going_on.again(request.facts, request.attempts)
         if target is None:
             return False
-        log.info("%s: %s cannot answer (%s), %s is asked", request.asked_for, name, error.code, target.model)
         request.target, request.returns = target, 0
         return True
 
-    def _another(self, request: InferenceRequest, beside: Mapping[str, str]) -> UpstreamTarget | None:
-        """The target at another model of the route than those that have failed and those `beside` them."""
-        failed = {model: f"has failed for this request ({why.code})" for model, why in request.failed.items()}
-        return self._router.another(request.path, request.info, request.media, {**failed, **beside})
-
-    def _replaceable(self, request: InferenceRequest) -> bool:
-        """May another model answer, if the engine fails with an answer? Once: where two fail, it is the request."""
-        if any("engine_status" in error.fields for error in request.failed.values()):
-            return False
-        return self._another(request, {request.target.model: "answers"}) is not None
+    def _replaceable(self, request: InferenceRequest, error: AccelError) -> bool:
+        """May another model answer, if the engine fails with such an answer?"""
+        return self._going_on.may_another(request.target, request.facts, request.attempts, error)
 
     async def _try(self, request: InferenceRequest, relay: Relay) -> AccelError | None:
         """Have one model answer. The error if it did not; nothing of a response was sent then, except comments."""
@@ -212,7 +205,8 @@ class Forwarder:
                 relay.lease = lease = await self._wait(request, relay)
                 self._begin(lease, relay, request)
                 # A loaded model may be asked differently than what was known of it before.
-                request.target = self._router.target_of(lease.record.spec, request.path, request.info, request.media)
+                facts, routes = request.facts, request.target.routes
+                request.target = self._router.target_of(lease.record.spec, facts.path, facts.info, facts.media, routes)
             if relay.in_flight is not None:
                 return await self._send(lease, relay, request, request.body(), relay)
             streamed = ask_for_stream(request.body()) if self._may_assemble(lease, request) else None
@@ -249,8 +243,8 @@ class Forwarder:
                 while not await ticket.ready(pause):
                     snapshot = self._scheduler.snapshot(request.target.model)
                     # The head names who answers, and of a route another may.
-                    route = self._router.route(request.path, request.info)
-                    model = "" if route is not None else snapshot.spec.name
+                    plan = self._router.plan(request.facts)
+                    model = "" if plan is not None else snapshot.spec.name
                     relay.comment(waiting_for(snapshot, self._now() - began), model)
                     pause = COMMENT_EVERY
             return await ticket.lease()
@@ -260,6 +254,8 @@ class Forwarder:
     def _begin(self, lease: Lease, relay: Relay, request: InferenceRequest) -> None:
         """It is the request's turn."""
         relay.replaceable = partial(self._replaceable, request)
+        relay.route, relay.attempt = next(iter(request.target.routes), ""), request.attempts.number
+        self._router.health.begin(request.target.model)
         lease.cut, relay.leased = relay.cut, lease.progress
         spec = lease.record.spec
         relay.dialect, relay.traits = self._router.dialect(spec), partial(self._router.traits, spec)
@@ -311,7 +307,7 @@ class Forwarder:
             if status == 200 and request.target.hides_errors and (hidden := hidden_error(content)) is not None:
                 return relay.failure(hidden)
             if status != 200:
-                if (error := relay.rejected(status, content)) is None:
+                if (error := relay.rejected(head, content)) is None:
                     relay.reply(status, kind, content)
                 return error
             answers.append(content)
@@ -419,13 +415,3 @@ class Forwarder:
             limit_ahead = spec.slots if self._router.dialect(spec).closes_after_streams else 0
             pool = self._upstreams.create(lease.instance, lease.endpoint, limit_ahead)
         return pool
-
-
-def _all_failed(request: InferenceRequest) -> AccelError | None:
-    """What is said where several models of a route were asked in vain."""
-    errors = list(request.failed.values())
-    if len(errors) < 2:
-        return None
-    chosen = next((error for error in errors if error.kind.retryable), errors[0])
-    text = f"no model of {request.asked_for} could answer: {'; '.join(error.message for error in errors)}"
-    return AccelError(chosen.code, text, retry_after=chosen.retry_after, param=chosen.param)

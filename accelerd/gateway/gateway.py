@@ -29,11 +29,12 @@ from accelerd.gateway.forward import Forwarder, InferenceRequest
 from accelerd.gateway.held_bodies import HeldBodies
 from accelerd.gateway.relay import Relay
 from accelerd.gateway.request_body import FORM, MAX_NAME, boundary_of, content_type, read_form, read_json
+from accelerd.gateway.request_facts import RequestFacts, RequestInfo
 from accelerd.gateway.request_log import log_answer, log_refusal
 from accelerd.gateway.request_media import NONE as NO_MEDIA
 from accelerd.gateway.request_media import media
 from accelerd.gateway.request_parser import HttpRequest
-from accelerd.gateway.request_router import RequestInfo, RequestRouter
+from accelerd.gateway.request_router import RequestRouter
 from accelerd.gateway.responses import (
     ANTHROPIC,
     FORMS,
@@ -58,6 +59,7 @@ ENDING = frozenset(State) - {State.STARTING, State.READY, State.DRAINING}  # no 
 BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
 HEADER_LIST = re.compile(rb"[A-Za-z0-9_, -]{1,1000}")
 CLIENT_GONE = "client_disconnected"  # in the journal
+SESSION_HEADER = b"x-session-id"
 VERSION_HEADER = b"anthropic-version"  # Anthropic's clients send it
 SHOW, TAGS, VERSION = "/api/show", "/api/tags", "/api/version"  # of Ollama's API
 READ = (b"GET", b"HEAD")
@@ -77,7 +79,7 @@ class Gateway:
     ) -> None:
         """`engines` is live."""
         self._now = clock.monotonic
-        self.router = RequestRouter(scheduler, engines)
+        self.router = RequestRouter(scheduler, engines, clock.monotonic)
         self._catalog = Catalog(scheduler, self.router, created=int(time.time()))
         self._access: Access
         self._settings: ServerSettings
@@ -100,7 +102,7 @@ class Gateway:
         """Take over a configuration for requests from now on."""
         self._settings = self._forwarder.settings = settings
         self._access = Access(settings, keys)
-        self.router.configure(models, routes, settings.default_model)
+        self.router.configure(models, routes, settings.default_model, settings.default_fallbacks)
         self.bodies.limit = settings.max_bodies
         self.sweeper.write_timeout = settings.write_timeout
         self.sweeper.stall_timeout = settings.stall_timeout
@@ -224,10 +226,10 @@ class Gateway:
             if request.path == SHOW:
                 return self._show(request)
             body, info, kind = self._read(request, request.path)
-            name = info.model
+            name, relay.called = info.model, info.model or ""
             brings = media(body) if kind is JSON_TYPE else NO_MEDIA
-            target = self.router.target(request.path, info, brings)
-            asked = InferenceRequest(target, request.path, info, body, kind, brings)
+            facts = RequestFacts(request.path, info, brings, body, request.headers.get(SESSION_HEADER))
+            asked = InferenceRequest(self.router.target(facts), body, kind, facts)
             name = asked.target.model
             self._forwarder.start(asked, relay)
         except AccelError as error:

@@ -14,21 +14,21 @@ from string import punctuation
 from typing import Final
 from urllib.parse import quote
 
-import msgspec
-
 from accelerd.base import names
-from accelerd.base.decoding import from_json
 from accelerd.base.errors import AccelError
 from accelerd.engines.base import Traits
 from accelerd.gateway.corrections import (
     NO_DIALECT,
     PLAIN,
+    TOO_LONG,
     Correction,
     Renamed,
     RenamedLines,
+    code_of,
     corrected_error,
     correction_for,
     error_event,
+    hidden_error,
     refusal_event,
     renamed,
     waiting_event,
@@ -38,29 +38,33 @@ from accelerd.gateway.one_by_one import JoinedStreams
 from accelerd.gateway.response_framing import FramingError, Head, chunk
 from accelerd.gateway.responses import JSON_TYPE, cors_headers, date_and_id, is_ollamas, reason
 from accelerd.gateway.upstream import Connection, ResponseReceiver
+from accelerd.routing.health import may_go_on
 from accelerd.scheduler.record import Lease
 
 STREAMS = (EVENT_STREAM, JSON_LINES)
 PRINTABLE: Final = punctuation.replace("%", "") + " "  # beside letters and digits; all else is escaped, with %
 LAST_CHUNK = b"0\r\n\r\n"
 MAX_COLLECTED = 64 << 20  # bytes of a response that is collected before it is sent
-MAX_HIDDEN: Final = 64 << 10  # bytes: a longer response with status 200 is not checked for an error
-MAX_QUOTED: Final = 400  # characters of an engine's own message that the client gets
 
 
 @lru_cache(maxsize=512)
-def response_head(status: int, content_type: bytes, model: str, keep_alive: bool, origin: str | None) -> bytes:
+def response_head(
+    status: int, kind: bytes, model: str, keep_alive: bool, origin: str | None, route: str = "", attempt: int = 1
+) -> bytes:
     """Status line and headers, without framing and the final empty line. The engine's other headers are dropped.
 
-    `model`: which answers; "": that is not known yet.
+    `model`: which answers; "": that is not known yet. `route`: by which it was reached; `attempt`: how many were asked.
     """
     lines = [
         f"HTTP/1.1 {status} {reason(status)}".encode(),
-        b"Content-Type: " + content_type,
+        b"Content-Type: " + kind,
     ]
     if model:
         lines.append(f"{names.HEADER_MODEL}: {quote(model, safe=PRINTABLE)}".encode())
-    if content_type.startswith(STREAMS):
+        if route:
+            lines.append(f"{names.HEADER_ROUTE}: {quote(route, safe=PRINTABLE)}".encode())
+        lines.append(f"{names.HEADER_ATTEMPTS}: {attempt}".encode())
+    if kind.startswith(STREAMS):
         lines += [b"Cache-Control: no-cache", b"X-Accel-Buffering: no"]
     if origin is not None:
         lines += [f"{name}: {value}".encode() for name, value in cors_headers(origin).items()]
@@ -69,24 +73,7 @@ def response_head(status: int, content_type: bytes, model: str, keep_alive: bool
     return b"\r\n".join(lines) + b"\r\n"
 
 
-def hidden_error(content: bytes) -> str | None:
-    """The error in a response with status 200: FastFlowLM sends {"error": …}, and `null` if no model is loaded."""
-    content = content.strip() if len(content) <= MAX_HIDDEN else b""
-    if content == b"null":
-        return "it returned null: no model is loaded for this request"
-    if not content.startswith(b"{"):
-        return None
-    try:
-        answer = from_json(content, dict[str, object])
-    except msgspec.DecodeError:
-        return None
-    error = answer.get("error")
-    if isinstance(error, dict):
-        error = error.get("message", "no reason given")
-    return str(error)[:MAX_QUOTED] if error is not None else None
-
-
-def never() -> bool:
+def never(error: AccelError) -> bool:
     return False
 
 
@@ -127,7 +114,11 @@ class Relay:
         self._correction: Correction | None = None  # of the stream that goes through
         self.dialect = NO_DIALECT
         self.traits: Callable[[], Traits] | None = None  # of the leased model
-        self.replaceable: Callable[[], bool] = never  # may another model answer instead, if the engine fails?
+        # may another model answer instead, if the engine answers with such an error?
+        self.replaceable: Callable[[AccelError], bool] = never
+        self.called = ""  # the client's name for the model
+        self.route, self.attempt = "", 1  # see response_head
+        self.verdict: AccelError | None = None  # what the engine's answer says of it, if that is an error
         self.misnamed = False  # does the engine have another name for the model?
         self.translated: TranslatedResponse | None = None  # where the engine's API is not the client's
         self.several = False  # are several prompts answered in one stream?
@@ -158,7 +149,7 @@ class Relay:
 
     def start_over(self) -> None:
         """Forget an attempt of which the client has received nothing: the request waits for a model again."""
-        self.lease = self.in_flight = self.ok = self.cut_with = None
+        self.lease = self.in_flight = self.ok = self.cut_with = self.verdict = None
         self._whole = self._head = self._correction = self.joined = None
         self.unread, self._stalled, self._size = False, 0.0, 0
 
@@ -253,20 +244,29 @@ class Relay:
             return AccelError("upstream_timeout", text)
         return AccelError("upstream_failed", f"the engine failed: {reason}")
 
-    def rejected(self, status: int, body: bytes) -> AccelError | None:
-        """The engine's own failure as that of its model, where another one may answer instead; None: it is the answer.
+    def rejected(self, head: Head, body: bytes) -> AccelError | None:
+        """The engine's error as that of its model, where another one may answer instead; None: it is the answer.
 
-        What the request has caused would come from any engine, and is an answer.
+        What the request has caused would come from any engine, and is an answer; but another may take a longer one.
         """
         assert self.lease is not None
-        if status < 500:
+        if head.status < 400:
             return None
-        status, body = self._corrected(status, body)
-        if status < 500 or not self.replaceable():
-            return None
-        self.ok = False
+        # As OpenAI would have it, whatever the client's API: others have no codes.
+        status, body = corrected_error(head.status, body, "", self.lease.model, self.dialect)
         text = f"the engine answered with status {status}: {hidden_error(body) or 'no reason given'}"
-        return AccelError("upstream_failed", text, engine_status=status)
+        if code_of(body) == TOO_LONG:
+            error = AccelError(TOO_LONG, text)
+        elif may_go_on(status):
+            error = AccelError("upstream_failed", text, retry_after=head.retry_after, engine_status=status)
+            self.verdict = error
+        else:
+            return None
+        if not self.replaceable(error):
+            return None
+        if status >= 500:
+            self.ok = False
+        return error
 
     def _corrected(self, status: int, body: bytes) -> tuple[int, bytes]:
         """The engine's error as the client is to get it."""
@@ -285,7 +285,7 @@ class Relay:
         elif self.translated is not None:
             body, content_type = self.translated.answer(body), JSON_TYPE.encode()
         else:
-            body = renamed(body, self.lease.model) if self.misnamed else body
+            body = renamed(body, self.called or self.lease.model) if self.misnamed else body
             if self._path in PLAIN:
                 body = PLAIN[self._path](body, self.dialect)
         self.ok = status < 500
@@ -327,7 +327,7 @@ class Relay:
         assert self.lease is not None
         if self.translated is not None:
             return self.translated.stream()
-        model = self.lease.model
+        model = self.called or self.lease.model
         if self.misnamed and is_ollamas(self._path):
             return RenamedLines(model)
         correction = self.joined or correction_for(self._path, model, several=self.several)
@@ -384,7 +384,7 @@ class Relay:
         if status == 200 and self.only_stream:
             self.ok = False
             return self.failure(hidden_error(body) or "its response is not a stream")
-        if (error := self.rejected(status, body)) is not None:
+        if (error := self.rejected(self._head, body)) is not None:
             return error
         if self.committed:
             status, body = self._corrected(status, body)
@@ -403,14 +403,14 @@ class Relay:
         if self.engine_busy:
             self._end(None)  # only the status of such a response counts
             return
-        self.ok = False if self.cut_with is None else None
-        self.unread = unread
+        self.ok, self.unread = False, unread
         if self._held:
             self._held, self.committed = b"", False  # nothing has been sent yet
+        self.verdict = failure = self.failure(reason)
         if not self.passed:
-            self._end(self.failure(reason))
+            self._end(failure)
         elif clean or self._correction is not None:
-            self._end(self.fail(self.failure(reason)))
+            self._end(self.fail(failure))
         else:
             self._transport.abort()  # in the middle of a chunk no event can be sent
             self._end(None)
@@ -429,7 +429,7 @@ class Relay:
         else:
             self._keep_alive = False
             framing = b"\r\n"
-        head = response_head(status, content_type, model, self._keep_alive, self._origin)
+        head = response_head(status, content_type, model, self._keep_alive, self._origin, self.route, self.attempt)
         return b"%b%b\r\n%b" % (head, date_and_id(self._id, self._path).encode(), framing)
 
     def _write(self, data: bytes) -> None:

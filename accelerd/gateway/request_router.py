@@ -1,12 +1,14 @@
 """Decides which model a request goes to, whether it has the capability, and what its engine expects.
 
-Asks the routing for names, the scheduler for free models, the engines for capabilities. Loads nothing, takes no lease.
+Asks the routing for names and for the choice among several, the scheduler for free models, the engines for
+capabilities. Loads nothing, takes no lease.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Final
 
 from msgspec import Struct
 
@@ -14,19 +16,25 @@ from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec, Route
 from accelerd.engines.base import Dialect, Engine, Task, Traits
 from accelerd.gateway.dialects.translation import Translation, translation_for
-from accelerd.gateway.request_body import FormBody, JsonBody
+from accelerd.gateway.request_body import JsonBody
+from accelerd.gateway.request_facts import RequestFacts, RequestInfo
 from accelerd.gateway.responses import PHRASES, TASKS, TOOLED
-from accelerd.routing.choice import Decision, decide, placed
+from accelerd.routing.balance import Balance
+from accelerd.routing.choice import Decision, Now, decide, known, placed
 from accelerd.routing.directory import Directory
+from accelerd.routing.health import Health, cools
+from accelerd.routing.plan import Plan
+from accelerd.routing.sessions import SessionMemory
 from accelerd.scheduler.record import Snapshot
 from accelerd.scheduler.service import Scheduler
 
 CPU, NPU = "cpu", "npu"
+RANKS: Final = {NPU: 0, "gpu": 2, CPU: 3, "": 2}  # kinds of devices, the most efficient first
+INTEGRATED: Final = 1  # a GPU in the processor
+COOLDOWN: Final = Route("").cooldown  # s, of a model that no route says anything of
+NOBODY: Final = RequestFacts("", JsonBody())  # asks
 
 log = logging.getLogger(__name__)
-
-
-RequestInfo = JsonBody | FormBody  # what a request's body tells the router
 
 
 class UpstreamTarget(Struct, frozen=True):
@@ -38,21 +46,37 @@ class UpstreamTarget(Struct, frozen=True):
     busy_statuses: frozenset[int] = frozenset()  # that mean: try again later
     hides_errors: bool = False  # an error may come with status 200
     translation: Translation | None = None  # where the engine has not the API of the request
+    routes: tuple[str, ...] = ()  # that have led here, the one that was asked for first
 
 
 class RequestRouter:
     """Routes by one configuration at a time. `engines` is live: a reload replaces its items."""
 
-    def __init__(self, scheduler: Scheduler, engines: Mapping[str, Engine]) -> None:
+    def __init__(self, scheduler: Scheduler, engines: Mapping[str, Engine], now: Callable[[], float]) -> None:
         self._scheduler = scheduler
         self._engines = engines
         self._usual: dict[tuple[str | None, str], UpstreamTarget] = {}  # (name, path) → target
+        self._balance = Balance()
         self.directory = Directory()
+        self.health = Health(now)
+        self.sessions = SessionMemory[str]()  # by route and conversation the model that has answered last
+        self.answered: dict[tuple[str, str], int] = {}  # by route and model
+        self.integrated: Callable[[str], bool] = lambda device: False  # is it a GPU in the processor?
 
-    def configure(self, models: Iterable[ModelSpec], routes: Iterable[Route], default: str | None = None) -> None:
+    def configure(
+        self,
+        models: Iterable[ModelSpec],
+        routes: Iterable[Route],
+        default: str | None = None,
+        fallbacks: Sequence[str] = (),
+    ) -> None:
         """Take over the names of a configuration."""
         self._usual.clear()
-        self.directory = Directory(models, routes, self.kind, default)
+        self._balance.clear()
+        self.directory = Directory(models, routes, self.kind, default, fallbacks)
+        self.health.keep(set(self.directory.models))
+        names = self.directory.routes, self.directory.models
+        self.answered = {key: n for key, n in self.answered.items() if key[0] in names[0] and key[1] in names[1]}
 
     def traits(self, spec: ModelSpec) -> Traits:
         """The model's capabilities as far as they are known."""
@@ -66,27 +90,35 @@ class RequestRouter:
         """How the model's engine answers."""
         return self._engines[spec.engine].dialect
 
-    def target(self, path: str, info: RequestInfo, media: Collection[Task] = ()) -> UpstreamTarget:
-        """The target of a request to `path`. AccelError model_not_found, not_supported_by_model.
-
-        `media`: what it brings beside text, see request_media.py.
-        """
+    def target(self, facts: RequestFacts) -> UpstreamTarget:
+        """The target of a request. AccelError model_not_found, not_supported_by_model."""
+        path, info, media = facts.path, facts.info, facts.media
         usual = self._usual.get((info.model, path))
         if usual is not None and not media:
             return usual
         task = TASKS[path]
         found = self._unnamed(path) if info.model is None else self.directory.find(info.model)
-        if isinstance(found, Route):
-            lacking = self._lacking(found, path, info, media)
-            if len(lacking) == len(found.models):
-                raise self._none_can(found, lacking, path)
-            return self._routed(found, path, info, media, _words(lacking))
-        target = self.target_of(found, path, info, media)
-        unchanged = target == UpstreamTarget(found.name, path)
-        known = info.model is None or self.directory.is_name(info.model)  # never all names that match a pattern
-        if known and unchanged and (task not in TOOLED or "tools" in self.traits(found).tasks):
+        plan = self.directory.plan(found)
+        several = len(plan.stages) > 1
+        if isinstance(found, Route) or (several and self.health.why_not(found.name)):
+            return self._of_several(plan, facts)
+        try:
+            target = self.target_of(found, path, info, media)
+        except AccelError:
+            if not several:
+                raise
+            return self._of_several(plan, facts)
+        unchanged = target == UpstreamTarget(found.name, path) and not several
+        named = info.model is None or self.directory.is_name(info.model)  # never all names that match a pattern
+        if named and unchanged and (task not in TOOLED or "tools" in self.traits(found).tasks):
             self._usual[info.model, path] = target
         return target
+
+    def _of_several(self, plan: Plan, facts: RequestFacts) -> UpstreamTarget:
+        lacking = self._lacking(plan, facts)
+        if all(name in lacking for name in plan.usual):
+            raise self._none_can(plan, lacking, facts.path)
+        return self._routed(plan, facts, _words(lacking))
 
     def _unnamed(self, path: str) -> ModelSpec | Route:
         """What a request without a model means: the default if it can, the only one, or the only one for the task.
@@ -110,34 +142,94 @@ class RequestRouter:
         return lambda spec: _serves(self.traits(spec), path)
 
     def _models_of(self, named: ModelSpec | Route) -> list[ModelSpec]:
-        return [self.directory.models[name] for name in named.models] if isinstance(named, Route) else [named]
+        return [self.directory.models[name] for name in self.directory.plan(named).models]
 
-    def route(self, path: str, info: RequestInfo) -> Route | None:
-        """The route that a request asks for, if it is one that has several models."""
+    def plan(self, facts: RequestFacts) -> Plan | None:
+        """How a request is answered that several models may answer."""
+        name = facts.info.model
         try:
-            found = self._unnamed(path) if info.model is None else self.directory.find(info.model)
+            found = self._unnamed(facts.path) if name is None else self.directory.find(name)
         except AccelError:  # the configuration has changed since
             return None
-        return found if isinstance(found, Route) and len(found.models) > 1 else None
+        plan = self.directory.plan(found)
+        return plan if len(plan.models) > 1 or plan.route is not None else None
 
-    def another(
-        self, path: str, info: RequestInfo, media: Collection[Task], failed: Mapping[str, str]
-    ) -> UpstreamTarget | None:
-        """The target at another model of the route that is asked for. `failed`: why these do not answer, by name."""
-        route = self.route(path, info)
-        if route is None:
+    def another(self, facts: RequestFacts, failed: Mapping[str, str], *, ask: bool = True) -> UpstreamTarget | None:
+        """The target at another model that may answer. `failed`: why these do not, by name.
+
+        `ask`: it is going to be asked; else it is only a question whether there is one.
+        """
+        plan = self.plan(facts)
+        if plan is None:
             return None
-        lacking = {**_words(self._lacking(route, path, info, media)), **failed}
-        return None if len(lacking) == len(route.models) else self._routed(route, path, info, media, lacking)
+        lacking = {**_words(self._lacking(plan, facts)), **failed}
+        if all(name in lacking for name in plan.reach(long=facts.too_long)):
+            return None
+        return self._routed(plan, facts, lacking, ask=ask)
 
     def _routed(
-        self, route: Route, path: str, info: RequestInfo, media: Collection[Task], lacking: Mapping[str, str]
+        self, plan: Plan, facts: RequestFacts, lacking: Mapping[str, str], *, ask: bool = True
     ) -> UpstreamTarget:
-        decision = self._decide(route, lacking)
-        log.debug("%s is answered by %s: %s", route.name, decision.model, decision.reason)
-        return self.target_of(self.directory.models[decision.model], path, info, media)
+        decision = self._decide(plan, facts, lacking)
+        context = self.context(self.directory.models[decision.model])
+        if context is not None and facts.exceeds(context):
+            longer = {**self._too_short(plan, facts.least_tokens()), **lacking}
+            if len(longer) < len(plan.models):
+                facts.too_long = True
+                decision = self._decide(plan, facts, longer)
+        if ask:
+            for draw in decision.draws:
+                self._balance.taken(draw)
+        log.debug("%s is answered by %s: %s", plan.name, decision.model, decision.reason)
+        spec = self.directory.models[decision.model]
+        return self.target_of(spec, facts.path, facts.info, facts.media, decision.routes)
 
-    def target_of(self, spec: ModelSpec, path: str, info: RequestInfo, media: Collection[Task] = ()) -> UpstreamTarget:
+    def _too_short(self, plan: Plan, tokens: int) -> dict[str, str]:
+        contexts = {name: self.context(self.directory.models[name]) for name in plan.models}
+        return {
+            name: f"takes {context} tokens, and the request has at least {tokens}"
+            for name, context in contexts.items()
+            if context is not None and context < tokens
+        }
+
+    def no_longer_than(self, facts: RequestFacts, model: str) -> dict[str, str]:
+        """Why models are not asked for what is too long for this one: those whose context is known, and no longer."""
+        plan, spec = self.plan(facts), self.directory.models.get(model)
+        context = self.context(spec) if spec is not None else None
+        return self._too_short(plan, context + 1) if plan is not None and context is not None else {}
+
+    def context(self, spec: ModelSpec) -> int | None:
+        """Tokens that one request may have; None: that is not known before it is loaded."""
+        told = self.traits(spec).context
+        return told if told is not None else spec.context if isinstance(spec.context, int) else None
+
+    # --- outcomes -----------------------------------------------------------------------------------------------
+
+    def succeeded(self, target: UpstreamTarget, facts: RequestFacts) -> None:
+        """The engine has answered."""
+        self.health.succeeded(target.model)
+        for name in target.routes:
+            self.answered[name, target.model] = self.answered.get((name, target.model), 0) + 1
+            route = self.directory.routes.get(name)
+            if route is not None and route.session_affinity:
+                self.sessions.remember(name, facts.session(), target.model)
+
+    def failed(self, target: UpstreamTarget, error: AccelError) -> None:
+        """The request has failed there, or could not be answered."""
+        if not cools(error):
+            self.health.left(target.model)
+            return
+        route = self.directory.routes.get(target.routes[-1]) if target.routes else None
+        self.health.failed(target.model, error, COOLDOWN if route is None else route.cooldown)
+
+    def target_of(
+        self,
+        spec: ModelSpec,
+        path: str,
+        info: RequestInfo,
+        media: Collection[Task] = (),
+        routes: tuple[str, ...] = (),
+    ) -> UpstreamTarget:
         """The target, by what is known now; loading the model may change it. AccelError not_supported_by_model."""
         traits = self.traits(spec)
         missing = _missing(traits, path, info, media)
@@ -146,16 +238,37 @@ class RequestRouter:
         dialect, translation = self.dialect(spec), translation_for(path, traits.tasks)
         path = path if translation is None else translation.engine
         return UpstreamTarget(
-            spec.name, traits.paths.get(path, path), traits.wire_name, dialect.busy, dialect.masks_errors, translation
+            spec.name,
+            traits.paths.get(path, path),
+            traits.wire_name,
+            dialect.busy,
+            dialect.masks_errors,
+            translation,
+            routes,
         )
 
     def decision(self, route: Route) -> Decision:
         """Which model of the route would answer a request now, if all have the capability."""
-        return self._decide(route, {})
+        return self._decide(self.directory.plan(route), NOBODY, {})
 
-    def _decide(self, route: Route, lacking: Mapping[str, str]) -> Decision:
-        snapshots: list[Snapshot] = self._scheduler.snapshots()
-        return decide(route, snapshots, self._scheduler.placement, lacking, self._where)
+    def _decide(self, plan: Plan, facts: RequestFacts, lacking: Mapping[str, str]) -> Decision:
+        now = Now(
+            known(self._scheduler.snapshots()),
+            self._scheduler.placement,
+            lacking,
+            self.health.why_not,
+            self._where,
+            self._rank,
+            lambda route: self.sessions.recall(route, facts.session()),
+            self._balance,
+        )
+        return decide(plan, now, long=facts.too_long)
+
+    def _rank(self, snapshot: Snapshot) -> int:
+        """The lower, the more efficient is what the model runs on."""
+        kind = self.kind(snapshot.spec) or (CPU if snapshot.device == CPU else "gpu")
+        devices = placed(snapshot)
+        return INTEGRATED if kind == "gpu" and all(map(self.integrated, devices)) else RANKS[kind]
 
     def _where(self, snapshot: Snapshot) -> frozenset[str]:
         """What it runs on. An engine may know of an NPU that was not detected; such a model does not run on the CPU."""
@@ -163,16 +276,17 @@ class RequestRouter:
             return frozenset((NPU,))
         return placed(snapshot)
 
-    def _lacking(self, route: Route, path: str, info: RequestInfo, media: Collection[Task]) -> dict[str, Task]:
+    def _lacking(self, plan: Plan, facts: RequestFacts) -> dict[str, Task]:
         """The models of a route that cannot serve this, and what they lack."""
-        traits = {name: self.traits(self.directory.models[name]) for name in route.models}
+        path, info, media = facts.path, facts.info, facts.media
+        traits = {name: self.traits(self.directory.models[name]) for name in plan.models}
         lacking = {name: _missing(known, path, info, media) for name, known in traits.items()}
         return {name: missing for name, missing in lacking.items() if missing is not None}
 
-    def _none_can(self, route: Route, lacking: Mapping[str, Task], path: str) -> AccelError:
+    def _none_can(self, plan: Plan, lacking: Mapping[str, Task], path: str) -> AccelError:
         text = "; ".join(f"{name} {why}" for name, why in _words(lacking).items())
-        missing = lacking[route.models[-1]]
-        return _unsupported(f"no model of {route.name} supports this: {text}; {self._others(missing, path)}", missing)
+        missing = lacking[plan.usual[-1]]
+        return _unsupported(f"no model of {plan.name} supports this: {text}; {self._others(missing, path)}", missing)
 
     def _refusal(self, spec: ModelSpec, missing: Task, traits: Traits, path: str) -> AccelError:
         why = traits.why_not.get(missing) or f"{spec.engine} does not support it with this model"

@@ -26,6 +26,7 @@ class Head(NamedTuple):
     length: int | None  # Content-Length
     chunked: bool
     keep_alive: bool
+    retry_after: int | None = None  # seconds; an HTTP date counts as none
 
 
 def parse_head(raw: bytes) -> Head:
@@ -35,7 +36,7 @@ def parse_head(raw: bytes) -> Head:
     if mark and digits.isdigit() and len(digits) <= 18:  # the only difference between the heads of one engine
         usual = _usual(before, after)
         if usual is not None:
-            return Head(usual.status, usual.content_type, int(digits), usual.chunked, usual.keep_alive)
+            return Head(usual.status, usual.content_type, int(digits), *usual[3:])
     return _parse_head(raw)
 
 
@@ -64,6 +65,7 @@ def _parse_head(raw: bytes) -> Head:
     length: int | None = None
     chunked = False
     keep_alive = version == b"HTTP/1.1"
+    retry_after: int | None = None
     for line in lines[1:]:
         key, colon, value = line.partition(b":")
         if not colon or not key or key[0] <= 0x20 or key[-1] <= 0x20:  # this excludes folded lines
@@ -82,13 +84,15 @@ def _parse_head(raw: bytes) -> Head:
             chunked = True
         elif key == b"connection":
             keep_alive = b"close" not in value.lower()
+        elif key == b"retry-after" and value.strip().isdigit() and len(value) < 10:
+            retry_after = int(value)
     if status in (204, 304):
         length, chunked = 0, False  # no body, whatever the headers say
     elif chunked:
         length = None  # RFC 9112 6.3: Transfer-Encoding overrides
     if b"\r" in content_type or b"\n" in content_type or b"\0" in content_type:
         raise FramingError("invalid Content-Type")
-    return Head(status, content_type, length, chunked, keep_alive)
+    return Head(status, content_type, length, chunked, keep_alive, retry_after)
 
 
 class Chunked:

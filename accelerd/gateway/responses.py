@@ -120,7 +120,8 @@ def cors_headers(origin: str) -> dict[str, str]:
     """What lets a page of an allowed origin read a response."""
     return {
         "Access-Control-Allow-Origin": origin,
-        "Access-Control-Expose-Headers": f"{names.HEADER_MODEL}, Retry-After, x-should-retry, x-request-id, request-id",
+        "Access-Control-Expose-Headers": f"{names.HEADER_MODEL}, {names.HEADER_ROUTE}, {names.HEADER_ATTEMPTS}, "
+        "Retry-After, x-should-retry, x-request-id, request-id",
         "Vary": "Origin",
     }
 

@@ -1,16 +1,18 @@
-"""Which model of a route is to answer, and why. Pure: snapshots in, a decision out.
+"""Which model of a route is to answer, and why. Pure: what is known now in, a decision out.
 
-The first in the route's order that could begin at once; else the one with the fewest requests before it. What cannot
-answer at all is left out as long as another can.
+Of models in order of preference the first that could begin at once; else the one with the fewest requests before it.
+Of deployments with the same order a loaded one, then the one with the fewest requests before it, then by weight. What
+cannot answer at all, or cools down after a failure, is left out as long as another can.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from msgspec import Struct
+from msgspec import Struct, field
 
-from accelerd.config.model import Route
+from accelerd.routing.balance import Balance, Draw
+from accelerd.routing.plan import Member, Plan, Stage
 from accelerd.scheduler.lifecycle import LEAVING, OCCUPIED, State
 from accelerd.scheduler.record import Snapshot
 
@@ -25,12 +27,19 @@ def placed(snapshot: Snapshot) -> frozenset[str]:
     return frozenset(snapshot.need.devices) or frozenset((snapshot.device,))
 
 
+def no_difference(snapshot: Snapshot) -> int:
+    return 0
+
+
 class RouteCandidate(Struct, frozen=True):
     """One model of a route, as it is now."""
 
     model: str
     why: str  # one clause: what makes it free, or what is in its way
     ahead: int | None  # requests that must end before one could begin; None: it cannot answer
+    cools: bool = False  # only because it cools down
+    loaded: bool = False
+    rank: int = 0  # the lower, the more efficient
 
     @property
     def free(self) -> bool:
@@ -44,59 +53,170 @@ class Decision(Struct, frozen=True):
     model: str
     reason: str
     looks: tuple[RouteCandidate, ...]
+    stage: str = ""
+    routes: tuple[str, ...] = ()  # by which it was reached, the one that was asked for first
+    draws: tuple[Draw, ...] = ()
 
 
-def decide(
-    route: Route,
-    snapshots: Iterable[Snapshot],
-    placement: Placement,
-    lacking: Mapping[str, str] | None = None,
-    where: Where = placed,
-) -> Decision:
-    """`lacking`: models that cannot do what is asked for, and why. A route has one model at least."""
-    known = {snapshot.spec.name: snapshot for snapshot in snapshots}
-    looks = tuple(_look(name, known, placement, (lacking or {}).get(name), where) for name in route.models)
-    passed: list[str] = []
-    for look in looks:
-        if look.free:
-            return Decision(look.model, "; ".join([*passed, f"{look.model} {look.why}"]), looks)
-        passed.append(f"{look.model} {look.why}")
-    able = [look for look in looks if look.ahead is not None]
-    if not able:
+class Choice(Struct, frozen=True):
+    """A member that can answer, with the model that would."""
+
+    member: Member
+    look: RouteCandidate
+    routes: tuple[str, ...] = ()
+    draws: tuple[Draw, ...] = ()
+
+
+class Now(Struct):
+    """What is known while one decision is made."""
+
+    snapshots: Mapping[str, Snapshot]
+    placement: Placement
+    lacking: Mapping[str, str] = {}  # models that cannot do what is asked for, and why
+    cooling: Callable[[str], str] = lambda name: ""  # why a model is passed over after a failure, or ""
+    where: Where = placed
+    rank: Callable[[Snapshot], int] = no_difference
+    recall: Callable[[str], str | None] = lambda route: None  # which model has answered this conversation last
+    balance: Balance = field(default_factory=Balance)
+    long: bool = False  # the request is too long for a model that it would go to
+    looks: dict[str, RouteCandidate] = field(default_factory=dict)  # those that were made
+
+    def look(self, name: str) -> RouteCandidate:
+        if name not in self.looks:
+            self.looks[name] = _look(name, self)
+        return self.looks[name]
+
+
+def known(snapshots: Iterable[Snapshot]) -> dict[str, Snapshot]:
+    return {snapshot.spec.name: snapshot for snapshot in snapshots}
+
+
+def decide(plan: Plan, now: Now, *, long: bool = False) -> Decision:
+    """`long`: the request is too long for a model that it would go to, which is among those that lack something."""
+    now.long = long
+    found = _first(plan, now, cooling=False) or _first(plan, now, cooling=True)
+    looks = tuple(now.look(name) for name in plan.reach(long=long))
+    if found is None:
         # One without the capability never can; what else is in the way may be gone when it is asked.
-        model = next((name for name in route.models if name not in (lacking or {})), route.models[0])
-        return Decision(model, f"none of them can answer: {'; '.join(passed)}", looks)
-    best = min(able, key=lambda look: look.ahead or 0)  # of equals the first
-    before = "1 request is" if best.ahead == 1 else f"{best.ahead} requests are"
-    return Decision(best.model, f"all are busy, and {before} before it at {best.model}: {'; '.join(passed)}", looks)
+        model = next((look.model for look in looks if look.model not in now.lacking), looks[0].model)
+        passed = "; ".join(f"{look.model} {look.why}" for look in looks)
+        return Decision(model, f"none of them can answer: {passed}", looks, routes=_names(plan))
+    stage, choice, reason = found
+    return Decision(choice.look.model, reason, looks, stage.kind, choice.routes, choice.draws)
 
 
-def _look(
-    name: str, known: Mapping[str, Snapshot], placement: Placement, lacking: str | None, where: Where
-) -> RouteCandidate:
-    snapshot = known.get(name)
+def _names(plan: Plan) -> tuple[str, ...]:
+    return (plan.name,) if plan.route is not None else ()
+
+
+def _first(plan: Plan, now: Now, *, cooling: bool) -> tuple[Stage, Choice, str] | None:
+    """The choice of the first stage that has one. `cooling`: of those too that are passed over after a failure."""
+    passed: list[str] = []
+    for stage in (*plan.for_long, *plan.stages) if now.long else plan.stages:
+        able = [choice for member in stage.members for choice in _able(member, now, cooling=cooling)]
+        if able:
+            choice, why = _best(plan, stage, able, now)
+            reached = Choice(choice.member, choice.look, (*_names(plan), *choice.routes), choice.draws)
+            return stage, reached, "; ".join([*passed, *_passed(stage, choice, now), why])
+        passed += _passed(stage, None, now)
+    return None
+
+
+def _passed(stage: Stage, chosen: Choice | None, now: Now) -> Iterator[str]:
+    """What is in the way of the models before the chosen one, if that stage goes by preference, or of those that cannot
+    answer."""
+    for member in stage.members:
+        if chosen is not None and member is chosen.member:
+            if not stage.balanced:
+                return
+            continue
+        for name in member.models(long=now.long):
+            look = now.look(name)
+            if look.ahead != 0 and not (stage.balanced and look.ahead is not None):
+                yield f"{name} {look.why}"
+
+
+def _able(member: Member, now: Now, *, cooling: bool) -> Iterator[Choice]:
+    """The member with the model of it that would answer; nothing where none can."""
+    if member.plan is not None:
+        found = _first(member.plan, now, cooling=cooling)
+        if found is not None:
+            choice = found[1]
+            yield Choice(member, choice.look, choice.routes, choice.draws)
+        return
+    look = now.look(member.name)
+    if look.ahead is not None and (cooling or not look.cools):
+        yield Choice(member, look)
+
+
+def _best(plan: Plan, stage: Stage, able: list[Choice], now: Now) -> tuple[Choice, str]:
+    """Of several that can answer, and why that."""
+    route = plan.route
+    some_free = any(choice.look.free for choice in able)
+    if route is not None and route.session_affinity and (last := now.recall(plan.name)) is not None:
+        for choice in able:
+            if choice.look.model == last and choice.look.loaded and (choice.look.free or not some_free):
+                return choice, f"{last} has answered this conversation before"
+    efficient = route is not None and route.prefer == "efficiency"
+    if not stage.balanced:
+        ordered = sorted(able, key=lambda choice: choice.look.rank) if efficient else able
+        free = next((choice for choice in ordered if choice.look.free), None)
+        if free is not None:
+            return free, f"{free.look.model} {free.look.why}"
+        best = min(ordered, key=lambda choice: choice.look.ahead or 0)  # of equals the first
+        return best, _busy(best)
+
+    def place(choice: Choice) -> tuple[bool, int, int]:
+        return not choice.look.loaded, choice.look.ahead or 0, choice.look.rank if efficient else 0
+
+    first = min(map(place, able))
+    equals = [choice for choice in able if place(choice) == first]
+    if len(equals) == 1:
+        best = equals[0]
+        return best, f"{best.look.model} {best.look.why}" if best.look.free else _busy(best)
+    draw = now.balance.next((plan.name, stage.kind), [(choice.member.name, choice.member.weight) for choice in equals])
+    best = next(choice for choice in equals if choice.member.name == draw.chosen)
+    others = ", ".join(choice.look.model for choice in equals if choice is not best)
+    drawn = Choice(best.member, best.look, best.routes, (*best.draws, draw))
+    return drawn, f"{best.look.model} {best.look.why}, as {others} is, and it is its turn by weight"
+
+
+def _busy(best: Choice) -> str:
+    ahead = best.look.ahead or 0
+    before = "1 request is" if ahead == 1 else f"{ahead} requests are"
+    return f"all are busy, and {before} before it at {best.look.model}: {best.look.model} {best.look.why}"
+
+
+def _look(name: str, now: Now) -> RouteCandidate:
+    snapshot, lacking = now.snapshots.get(name), now.lacking.get(name)
     if lacking is not None:
         return RouteCandidate(name, lacking, None)
     if snapshot is None:
         return RouteCandidate(name, "is not there any more", None)
-    if trouble := _trouble(snapshot, placement):
+    if trouble := _trouble(snapshot, now.placement):
         return RouteCandidate(name, trouble, None)
-    devices = where(snapshot)
+    devices = now.where(snapshot)
     others = {
         s.spec.name: s.leases + s.queue
-        for s in known.values()
-        if s is not snapshot and (s.leases or s.queue) and devices & where(s)
+        for s in now.snapshots.values()
+        if s is not snapshot and (s.leases or s.queue) and devices & now.where(s)
     }
     behind = max(0, snapshot.leases + snapshot.queue + 1 - snapshot.spec.slots)
+    loaded, rank = snapshot.state in (State.READY, State.STARTING), now.rank(snapshot)
+
+    def candidate(why: str, ahead: int) -> RouteCandidate:
+        cools = now.cooling(name)
+        return RouteCandidate(name, cools or why, ahead, bool(cools), loaded, rank)
+
     ahead = behind + sum(others.values())
     if others:
-        return RouteCandidate(name, f"shares its device with requests of {', '.join(others)}", ahead)
+        return candidate(f"shares its device with requests of {', '.join(others)}", ahead)
     if behind:
-        return RouteCandidate(name, f"has no free slot ({snapshot.leases} requests run, {snapshot.queue} wait)", ahead)
+        return candidate(f"has no free slot ({snapshot.leases} requests run, {snapshot.queue} wait)", ahead)
     if snapshot.state in LEAVING:
-        return RouteCandidate(name, f"is {snapshot.state}", 1)
+        return candidate(f"is {snapshot.state}", 1)
     words = {State.READY: "is free", State.STARTING: "is being loaded, and free"}
-    return RouteCandidate(name, words.get(snapshot.state, "is not loaded, and its device is free"), 0)
+    return candidate(words.get(snapshot.state, "is not loaded, and its device is free"), 0)
 
 
 def _trouble(snapshot: Snapshot, placement: Placement) -> str:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from accelerd.base.errors import AccelError
 from accelerd.base.names import ANY
 from accelerd.config.model import ModelSpec, Route
+from accelerd.routing.plan import Plan, plan_of
 
 NPU, LOCAL = "npu/", "local/"
 
@@ -34,7 +35,9 @@ class Directory:
         routes: Iterable[Route] = (),
         kind_of: KindOf = nowhere,
         default: str | None = None,
+        fallbacks: Sequence[str] = (),
     ) -> None:
+        """`fallbacks`: what answers where nothing that was asked for can."""
         self.models = {spec.name: spec for spec in models}
         self.routes = {route.name: route for route in routes}
         self._kind_of = kind_of
@@ -47,7 +50,15 @@ class Directory:
         ]
         plain = {alias: one for alias, one in aliases.items() if ANY not in alias}
         self._named: dict[str, ModelSpec | Route] = {**self.routes, **plain, **self.models}
+        self._fallbacks = fallbacks
+        self._plans: dict[str, Plan] = {}
         self.default = {**aliases, **self._named}.get(default) if default is not None else None
+
+    def plan(self, target: ModelSpec | Route) -> Plan:
+        """How requests for it are answered."""
+        if target.name not in self._plans:
+            self._plans[target.name] = plan_of(target, self.meaning, self._fallbacks)
+        return self._plans[target.name]
 
     def find(self, name: str) -> ModelSpec | Route:
         """What the name means to a client. AccelError model_not_found."""
@@ -65,7 +76,7 @@ class Directory:
         """The configured name of the model that is meant; one that is not known stays. AccelError for a route's."""
         found = self._named.get(name) or self._prefixed(name)
         if isinstance(found, Route):
-            text = f"{name} is a route: name one of its models, {', '.join(found.models)}"
+            text = f"{name} is a route: name one of its models, {', '.join(self.plan(found).models)}"
             raise AccelError("bad_request", text, param="model")
         return found.name if found is not None else name
 

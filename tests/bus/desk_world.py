@@ -218,7 +218,7 @@ async def desk_of(*specs: ModelSpec, begin: bool = True) -> AsyncIterator[World]
 
     learned = SimpleNamespace(entries=lambda: (), forget=lambda key=None: 3)
     engine = SimpleNamespace(traits=lambda spec: Traits(frozenset(("chat",))))
-    router = RequestRouter(scheduler, {"llama-server": engine})  # type: ignore[dict-item]
+    router = RequestRouter(scheduler, {"llama-server": engine}, clock.monotonic)  # type: ignore[dict-item]
     parts = ControlParts()
     vars(parts).update(
         roots=SimpleNamespace(home=Path("/home/me")),

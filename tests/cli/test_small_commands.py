@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,34 @@ def test_explain_of_a_route_shows_the_order_and_who_would_answer(ctl: Ctl, daemo
     assert "npu/small is free" in lines[1]
     assert lines[-2:] == ["  1. big has no free slot", "  2. npu/small is free"]
     assert json.loads(ctl("explain", "assistant", "--json").out) == ROUTED
+
+
+def deployment(model: str, **more: Any) -> dict[str, Any]:
+    return {
+        "stage": "order 1", "member": model, "model": model, "weight": 1, "state": "ready", "device": "cpu",
+        "requests": 0, "queue": 0, "ahead": 0, "why": "is free", "health": "usable", "cooling": None,
+        "last_failure": None, "answered": 0, "share": None, **more,
+    }  # fmt: skip
+
+
+def test_routes_are_a_table_of_what_may_answer(ctl: Ctl, daemon: FakeDaemon) -> None:
+    failed = {"ago": 65.0, "code": "upstream_failed", "message": "refused"}
+    deployments = [
+        deployment("big", weight=3, health="cooling", cooling=12.0, last_failure=failed, answered=3, share=0.75),
+        deployment("far", stage="fallback", member="elsewhere", weight=None, requests=2, queue=7, health="trial"),
+    ]
+    route = {"route": "assistant", "description": "", "answers": "far", "reason": "…", "deployments": deployments}
+    daemon.answers["GET routes"] = Reply({"routes": [route]})
+    first, _, big, far = ctl("routes", "assistant").out.splitlines()
+    assert daemon.requests[-1].query == {"route": "assistant"}
+    assert first == "assistant: a request now goes to far"
+    cells = [re.split(r" {2,}", line.strip()) for line in (big, far)]
+    assert cells[0] == ["1", "big", "3", "ready", "0", "0", "cooling, 12 s left", "3 (75%)", "65 s ago: refused"]
+    assert cells[1] == ["fallback", "far (elsewhere)", "-", "ready", "2", "7", "to be tried", "0", "-"]
+    assert json.loads(ctl("routes", "--json").out) == {"routes": [route]}
+    assert daemon.requests[-1].query == {}
+    daemon.answers["GET routes"] = Reply({"routes": []})
+    assert ctl("routes").out.startswith("No routes.")
 
 
 def routed() -> Reply:

@@ -96,6 +96,9 @@ CASES = [
     *(Case("explain", {"model": name}, ctl=("explain", name), before="load?model=m")
       for name in ("m", "gpt", "local/m", "both")),
     Case("explain", {"model": "nobody"}, ctl=("explain", "nobody"), code="model_not_found"),
+    Case("routes", ctl=("routes",)),
+    Case("routes", {"route": "both"}, ctl=("routes", "both")),
+    Case("routes", {"route": "m"}, ctl=("routes", "m"), code="model_not_found"),
     Case("logs", {"model": "m", "lines": 3}),
     Case("logs", {"model": "m", "lines": -1}, code="bad_request"),
     Case("logs", {"model": "nobody"}, ctl=("logs", "nobody"), code="model_not_found"),

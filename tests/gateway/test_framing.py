@@ -18,9 +18,18 @@ OK = b"HTTP/1.1 200 OK\r\n"
 
 def test_a_head_is_understood() -> None:
     head = parse_head(OK + b"Content-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\nX: y")
-    assert head == (200, b"text/event-stream; charset=utf-8", None, True, True)
+    assert head == (200, b"text/event-stream; charset=utf-8", None, True, True, None)
     assert parse_head(OK + b"content-length: 12").length == 12
-    assert parse_head(b"HTTP/1.1 404") == (404, b"application/octet-stream", None, False, True)
+    assert parse_head(b"HTTP/1.1 404") == (404, b"application/octet-stream", None, False, True, None)
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"), [(b" 30 ", 30), (b"0", 0), (b"Fri, 31 Dec 1999 23:59:59 GMT", None), (b"-1", None)]
+)
+@pytest.mark.parametrize("length", [b"", b"Content-Length: 12\r\n"])
+def test_how_long_to_wait(said: bytes, seconds: int | None, length: bytes) -> None:
+    for _ in range(2):
+        assert parse_head(b"HTTP/1.1 429 X\r\n" + length + b"Retry-After:" + said).retry_after == seconds
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def error(status: int, text: str = "no") -> bytes:
     return plain(b'{"error":{"code":%d,"message":"%b","type":"server_error"}}' % (status, text.encode()), status)
 
 
-@pytest.mark.parametrize("status", [400, 404, 422])
+@pytest.mark.parametrize("status", [400, 409, 422])
 @on_both_loops
 async def test_what_an_engine_refuses_is_its_answer(tmp_path: Path, status: int) -> None:
     async with table(tmp_path) as b, await b.client() as client:
@@ -141,7 +141,7 @@ async def test_what_an_engine_refuses_is_its_answer(tmp_path: Path, status: int)
         assert (answer.status, len(b.engine.requests)) == (status, 1)
 
 
-@pytest.mark.parametrize("status", [500, 501, 503])
+@pytest.mark.parametrize("status", [404, 429, 500, 501, 503])
 @pytest.mark.parametrize("stream", [False, True])
 @fresh_and_reused
 @on_both_loops
@@ -175,11 +175,12 @@ async def test_after_comments_too(tmp_path: Path) -> None:
 
 
 @on_both_loops
-async def test_where_two_engines_fail_the_second_has_the_last_word(tmp_path: Path) -> None:
+async def test_where_all_fail_the_last_one_has_the_last_word(tmp_path: Path) -> None:
     async with table(tmp_path) as b, await b.client() as client:
-        asked, b.engine.script = saying(error(500, "one"), error(503, "two"), plain(b'{"choices":[]}'))
+        asked, b.engine.script = saying(error(500, "one"), error(503, "two"), error(401, "three"))
         answer = await client.ask(body=chat("team"))
-        assert (answer.status, answer.json()["error"]["message"], len(asked)) == (503, "two", 2)
+        assert (answer.status, answer.json()["error"]["message"], len(asked)) == (401, "three", 3)
+        assert answer.headers["x-accelerd-attempts"] == "3"
 
 
 @on_both_loops

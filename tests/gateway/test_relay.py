@@ -83,7 +83,8 @@ def test_a_plain_answer() -> None:
     desk.relay.done()
     lines = [line for line in desk.head.split(b"\r\n") if not line.startswith(b"Date: ")]
     assert lines == [
-        b"HTTP/1.1 200 OK", b"Content-Type: application/json", b"X-Accelerd-Model: m", b"Content-Length: 5",
+        b"HTTP/1.1 200 OK", b"Content-Type: application/json", b"X-Accelerd-Model: m", b"X-Accelerd-Attempts: 1",
+        b"Content-Length: 5",
     ]  # fmt: skip
     assert desk.body == b"hello"
     assert desk.wire.end is None

@@ -98,6 +98,7 @@ async def test_nothing_of_the_engines_head_reaches_the_client_but_what_is_meant_
         assert response.headers == {
             "content-type": "application/json",
             "x-accelerd-model": "m",
+            "x-accelerd-attempts": "1",
             "content-length": "2",
         }
         b.engine.says(SSE_HEAD[:-2] + extra.encode() + b"\r\n" + token("a") + DONE)
@@ -107,6 +108,7 @@ async def test_nothing_of_the_engines_head_reaches_the_client_but_what_is_meant_
         assert response.headers == {
             "content-type": "text/event-stream",
             "x-accelerd-model": "m",
+            "x-accelerd-attempts": "1",
             "cache-control": "no-cache",
             "x-accel-buffering": "no",
             "transfer-encoding": "chunked",

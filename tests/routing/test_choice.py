@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from msgspec.structs import replace
 from accelerd.base.exits import Cause, Exit
 from accelerd.config.model import ModelSpec, Route
 from accelerd.memory.model import Forecast, in_ram
-from accelerd.routing.choice import Decision, decide
+from accelerd.routing.choice import Decision, Now, Placement, known
+from accelerd.routing.choice import decide as decide_now
+from accelerd.routing.directory import Directory
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import ModelRecord, Snapshot, snapshot
 
@@ -30,8 +33,17 @@ def fits(name: str) -> tuple[bool, str]:
     return True, "it fits beside what is loaded now"
 
 
+def decide(
+    route: Route, snapshots: Sequence[Snapshot], placement: Placement, routes: Sequence[Route] = (), **more: Any
+) -> Decision:
+    models = [ModelSpec(name, path="/m") for name in (*route.members, *(m for one in routes for m in one.members))]
+    plan = Directory(models, [route, *routes]).plan(route)
+    long = more.pop("long", False)
+    return decide_now(plan, Now(known(snapshots), placement, **more), long=long)
+
+
 def chosen(*snapshots: Snapshot, lacking: dict[str, str] | None = None, route: Route = ROUTE) -> Decision:
-    return decide(route, snapshots, fits, lacking)
+    return decide(route, snapshots, fits, lacking=lacking or {})
 
 
 def test_the_first_while_it_is_free() -> None:

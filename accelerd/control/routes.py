@@ -1,0 +1,155 @@
+"""What is asked about routes: their deployments as they are now, and which of them would answer, and why."""
+
+from __future__ import annotations
+
+import msgspec
+
+from accelerd.base.errors import AccelError
+from accelerd.config.model import Route
+from accelerd.control.operations import Request, operation
+from accelerd.control.parts import ControlParts
+from accelerd.routing.health import HealthState
+
+
+class RoutesRequest(Request, frozen=True):
+    route: str | None = None  # None: all
+
+
+class LastFailure(msgspec.Struct):
+    """How a request to it has failed last. `ago`: seconds."""
+
+    ago: float
+    code: str
+    message: str
+
+
+class DeploymentStatus(msgspec.Struct):
+    """A model that may answer for a route. `member`: what the route names it by, itself or another route."""
+
+    stage: str  # "order 1", "fallback", …
+    member: str
+    model: str
+    weight: int | None  # None: the members have an order of preference
+    state: str | None  # of the model; None: it is not there any more
+    device: str | None
+    requests: int  # that run
+    queue: int
+    ahead: int | None  # requests before a new one; None: it cannot answer
+    why: str
+    health: HealthState
+    cooling: float | None  # seconds until it is tried again
+    last_failure: LastFailure | None
+    answered: int  # requests of this route since the start
+    share: float | None  # of all of them; None: there were none
+
+
+class RouteTable(msgspec.Struct):
+    """One route. `answers`: the model that a request would go to now."""
+
+    route: str
+    description: str
+    prefer: str
+    session_affinity: bool
+    retries: int
+    answers: str
+    reason: str
+    deployments: list[DeploymentStatus]
+
+
+class RouteTables(msgspec.Struct):
+    routes: list[RouteTable]
+
+
+class Candidate(msgspec.Struct):
+    """A model of a route, as it is now. `ahead`: requests before a new one; None: it cannot answer."""
+
+    model: str
+    state: str | None
+    device: str | None
+    free: bool
+    ahead: int | None
+    why: str
+
+
+class RouteExplanation(msgspec.Struct):
+    """Which model of a route would answer now, and why."""
+
+    route: str
+    description: str
+    answers: str
+    reason: str
+    models: list[Candidate]
+
+
+@operation("look", "routes")
+async def routes(parts: ControlParts, request: RoutesRequest) -> RouteTables:
+    """All routes, or one, with what may answer their requests: state, queue, health, share."""
+    directory = parts.router.directory
+    if request.route is None:
+        return RouteTables([_table(parts, route) for route in directory.routes.values()])
+    found = directory.meaning(request.route)
+    if not isinstance(found, Route):
+        known = f"the routes are {', '.join(directory.routes)}" if directory.routes else "there are none"
+        raise AccelError("model_not_found", f"there is no route {request.route!r}; {known}", param="route")
+    return RouteTables([_table(parts, found)])
+
+
+def _table(parts: ControlParts, route: Route) -> RouteTable:
+    router = parts.router
+    decision = router.decision(route)
+    looks = {look.model: look for look in decision.looks}
+    known = {snapshot.spec.name: snapshot for snapshot in parts.scheduler.snapshots()}
+    now = parts.clock.monotonic()
+    total = sum(number for (name, _), number in router.answered.items() if name == route.name)
+    plan = router.directory.plan(route)
+    deployments = []
+    for stage in (*plan.stages, *plan.for_long):
+        for member in stage.members:
+            for model in member.models():
+                snapshot, look, health = known.get(model), looks.get(model), router.health.of(model)
+                failure, answered = health.last_failure, router.answered.get((route.name, model), 0)
+                deployments.append(
+                    DeploymentStatus(
+                        stage=stage.kind,
+                        member=member.name,
+                        model=model,
+                        weight=member.weight if stage.balanced else None,
+                        state=snapshot.state if snapshot is not None else None,
+                        device=snapshot.device if snapshot is not None else None,
+                        requests=snapshot.leases if snapshot is not None else 0,
+                        queue=snapshot.queue if snapshot is not None else 0,
+                        ahead=look.ahead if look is not None else None,
+                        why=look.why if look is not None else "answers only requests that are too long for others",
+                        health=health.state,
+                        cooling=max(0.0, health.until - now) if health.until is not None else None,
+                        last_failure=LastFailure(now - failure.at, failure.code, failure.message) if failure else None,
+                        answered=answered,
+                        share=answered / total if total else None,
+                    )
+                )
+    return RouteTable(
+        route.name, route.description, route.prefer, route.session_affinity, route.retries, decision.model,
+        decision.reason, deployments,
+    )  # fmt: skip
+
+
+def explain_route(parts: ControlParts, route: Route) -> RouteExplanation:
+    decision = parts.router.decision(route)
+    known = {snapshot.spec.name: snapshot for snapshot in parts.scheduler.snapshots()}
+    return RouteExplanation(
+        route=route.name,
+        description=route.description,
+        answers=decision.model,
+        reason=decision.reason,
+        models=[
+            Candidate(
+                model=look.model,
+                state=known[look.model].state if look.model in known else None,
+                device=known[look.model].device if look.model in known else None,
+                free=look.free,
+                ahead=look.ahead,
+                why=look.why,
+            )
+            for look in decision.looks
+        ],
+    )

@@ -1,0 +1,99 @@
+"""What a route is made of, with the names in it resolved: stages of members, each a model or again a route. Pure.
+
+Made once for a configuration, which allows no cycles. A stage is asked only while none of the stages before it can
+answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import force_setattr
+
+from accelerd.config.model import ModelSpec, Route
+
+FOR_ALL: Final = "default fallback"
+Meaning = Callable[[str], ModelSpec | Route | None]
+
+
+class Member(Struct, frozen=True):
+    """A model, or a route with a plan of its own."""
+
+    name: str
+    plan: Plan | None = None  # of a route
+    weight: int = 1
+
+    def models(self, *, long: bool = False) -> tuple[str, ...]:
+        """Each that may answer for it; `long`: a request that is too long for one of them."""
+        return self.plan.reach(long=long) if self.plan is not None else (self.name,)
+
+
+class Stage(Struct, frozen=True):
+    """Members between which it is decided by how they are now."""
+
+    kind: str  # for people: "order 1", "fallback"
+    members: tuple[Member, ...]
+    balanced: bool = False  # by weight; else in their order, which is one of preference
+
+
+class Plan(Struct, frozen=True):
+    """How requests to one name are answered. `route`: None for a model, which has only the fallbacks of all."""
+
+    name: str
+    route: Route | None
+    stages: tuple[Stage, ...]
+    for_long: tuple[Stage, ...] = ()  # before the others, for requests that are too long for one of those
+    own: tuple[str, ...] = ()  # each model that may answer without the fallbacks of all, in the order of the stages
+    usual: tuple[str, ...] = ()  # with these
+    models: tuple[str, ...] = ()  # with those for long requests, too
+
+    def __post_init__(self) -> None:
+        force_setattr(self, "own", _models([stage for stage in self.stages if stage.kind != FOR_ALL]))
+        force_setattr(self, "usual", _models(self.stages))
+        force_setattr(self, "models", _models((*self.for_long, *self.stages), long=True))
+
+    def reach(self, *, long: bool) -> tuple[str, ...]:
+        """Each model that may answer; `long`: a request that is too long for one of them."""
+        return self.models if long else self.usual
+
+
+def _models(stages: Iterable[Stage], *, long: bool = False) -> tuple[str, ...]:
+    members = (member for stage in stages for member in stage.members)
+    return tuple(dict.fromkeys(name for member in members for name in member.models(long=long)))
+
+
+def plan_of(target: ModelSpec | Route, meaning: Meaning, for_all: Sequence[str] = ()) -> Plan:
+    """`for_all`: names of what answers if nothing else can."""
+    last = _in_turn(FOR_ALL, [name for name in for_all if meaning(name) is not target], meaning)
+    if isinstance(target, ModelSpec):
+        return Plan(target.name, None, (Stage("order 1", (Member(target.name),)), *last))
+    return Plan(
+        target.name,
+        target,
+        (*_own(target, meaning), *_in_turn("fallback", target.fallbacks, meaning), *last),
+        _in_turn("context fallback", target.context_fallbacks, meaning),
+    )
+
+
+def _own(route: Route, meaning: Meaning) -> Iterator[Stage]:
+    if route.models:
+        yield Stage("order 1", tuple(_member(name, meaning) for name in route.models))
+    deployments = sorted(route.deployments, key=lambda one: one.order)
+    for order, equal in groupby(deployments, key=lambda one: one.order):
+        members = tuple(_member(one.model, meaning, one.weight) for one in equal)
+        yield Stage(f"order {order}", members, balanced=True)
+
+
+def _in_turn(kind: str, names: Sequence[str], meaning: Meaning) -> tuple[Stage, ...]:
+    return tuple(Stage(kind, (_member(name, meaning),)) for name in names)
+
+
+def _member(name: str, meaning: Meaning, weight: int = 1) -> Member:
+    """A name that means nothing stays: its model is not there, and is passed over."""
+    found = meaning(name)
+    if isinstance(found, Route):
+        return Member(found.name, plan_of(found, meaning), weight)
+    return Member(name if found is None else found.name, None, weight)

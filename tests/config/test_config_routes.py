@@ -1,0 +1,118 @@
+"""Routes in accelerd.toml: deployments, fallbacks, what they refer to, and cycles."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from config_home import Home
+from hypothesis import given
+from hypothesis import strategies as st
+
+from accelerd.config import Problem
+from accelerd.config.routes import Deployment, cycle_from
+
+MODELS = '[models.a]\npath = "/a"\n[models.b]\npath = "/b"\n'
+
+
+def mistakes(home: Home, text: str) -> list[tuple[str, str]]:
+    found: list[Problem] = home.check(MODELS + text)[1]
+    return [(one.key, one.message) for one in found if one.severity == "error"]
+
+
+def test_a_route_with_everything(home: Home) -> None:
+    route = home.load(
+        MODELS
+        + """\
+[routes.fast]
+models = ["a"]
+[routes.team]
+fallbacks = ["fast", "b"]
+context_fallbacks = ["b"]
+retries = 2
+cooldown = "1m"
+session_affinity = true
+prefer = "efficiency"
+[[routes.team.deployments]]
+model = "b"
+order = 2
+[[routes.team.deployments]]
+model = "a"
+weight = 3
+"""
+    ).routes["team"]
+    assert route.deployments == (Deployment("b", 2, 1), Deployment("a", 1, 3))
+    assert route.members == ("a", "b"), "the lowest order first"
+    assert route.refers_to == ("a", "b", "fast", "b", "b")
+    assert (route.retries, route.cooldown, route.session_affinity, route.prefer) == (2, 60.0, True, "efficiency")
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "message"),
+    [
+        ("[routes.r]\n", "routes.r", "set models = […], in order of preference, or deployments = "),
+        ("[routes.r]\nmodels = []\n", "routes.r.models", "expected at least one model"),
+        ("[routes.r]\ndeployments = []\n", "routes.r.deployments", "expected at least one model"),
+        (
+            '[routes.r]\nmodels = ["a"]\ndeployments = [{model = "b"}]\n',
+            "routes.r.deployments",
+            "set either models or deployments, not both; models is set, too (accelerd.toml:6)",
+        ),
+        ("[routes.r]\ndeployments = [{order = 2}]\n", "routes.r.deployments[0]", 'expected a table with model = "…"'),
+        ('[routes.r]\ndeployments = ["a"]\n', "routes.r.deployments[0]", "expected a table such as {model = "),
+        ('[routes.r]\nmodels = ["aa"]\n', "routes.r.models[0]", "there is no model or route 'aa'; did you mean 'a'?"),
+        ('[routes.r]\ndeployments = [{model = "a"}, {model = "c"}]\n', "routes.r.deployments[1]", "there is no model"),
+        ('[routes.r]\nmodels = ["a"]\nfallbacks = ["b", "rr"]\n', "routes.r.fallbacks[1]", "did you mean 'r'?"),
+        ('[routes.r]\nmodels = ["a"]\ncontext_fallbacks = ["x"]\n', "routes.r.context_fallbacks[0]", "'x'"),
+        ('[server]\ndefault_fallbacks = ["a", "x"]\n', "server.default_fallbacks[1]", "there is no model or route 'x'"),
+        ('[routes.r]\ndeployments = [{model = "a", weight = 0}]\n', "routes.r.deployments[0].weight", "from 1 to"),
+        ('[routes.r]\nmodels = ["a", "r"]\n', "routes.r.models", "the route leads back to itself: r → r"),
+    ],
+)
+def test_a_mistake_in_a_route(home: Home, text: str, key: str, message: str) -> None:
+    (found,) = mistakes(home, text)
+    assert found[0] == key
+    assert message in found[1]
+
+
+def test_a_cycle_is_named_once_where_it_begins(home: Home) -> None:
+    text = """\
+[routes.one]
+models = ["a"]
+fallbacks = ["two"]
+[routes.two]
+deployments = [{model = "b"}, {model = "three"}]
+[routes.three]
+models = ["a"]
+context_fallbacks = ["one"]
+[routes.beside]
+models = ["one"]
+"""
+    assert mistakes(home, text) == [("routes.one.fallbacks", "the route leads back to itself: one → two → three → one")]
+    assert not mistakes(home, text.replace('["one"]\n[', '["b"]\n['))
+
+
+def test_what_is_written_is_shown(home: Home) -> None:
+    from accelerd.config.show import show
+
+    text = show(home.load(MODELS + '[routes.r]\ndeployments = [{model = "a", weight = 2}]\nfallbacks = ["b"]\n'))
+    assert 'deployments = [{model = "a", order = 1, weight = 2}]' in text
+    assert 'fallbacks = ["b"]' in text
+    assert 'cooldown = "30s"' in text
+    assert "context_fallbacks" not in text
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.lists(st.sampled_from("abcdef"), max_size=3)))
+def test_a_cycle_is_found_exactly_where_there_is_one(refers: dict[str, list[str]]) -> None:
+    def leads_back(start: str) -> bool:
+        reached = set(refers.get(start, ()))
+        while more := {next_one for one in reached for next_one in refers.get(one, ())} - reached:
+            reached |= more
+        return start in reached
+
+    for start in "abcdef":
+        way = cycle_from(start, refers)
+        assert bool(way) is leads_back(start)
+        if way:
+            assert way[0] == way[-1] == start
+            assert all(after in refers[before] for before, after in pairwise(way))

@@ -1,0 +1,274 @@
+"""Deployments of a route: order, weight, fallbacks, cooling, long prompts, conversations, and what the headers say."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from accelerd.config.model import ModelSpec, Route, ServerSettings
+from accelerd.config.routes import Deployment
+from accelerd.engines.base import Traits
+from accelerd.gateway import going_on
+from tests.gateway.bench import ALL, DONE, SSE_HEAD, Asked, Bench, Speaker, bench, on_both_loops, plain, token
+from tests.gateway.client import Client, Response, chat
+
+NAMES = ("a", "b", "c", "d")
+MODEL, ROUTE, ATTEMPTS = "x-accelerd-model", "x-accelerd-route", "x-accelerd-attempts"
+GOOD = plain(b'{"object":"chat.completion","model":"theirs","choices":[]}')
+
+
+def table(
+    tmp_path: Path,
+    *routes: Route,
+    contexts: Mapping[str, int] | None = None,
+    fallbacks: Sequence[str] = (),
+    **more: Any,
+) -> Any:
+    """Models that have their own names at their engine."""
+    of = {name: Traits(ALL, wire_name=f"wire-{name}", context=(contexts or {}).get(name)) for name in NAMES}
+    models = [ModelSpec(name, path=f"/{name}.gguf", parallel=4) for name in NAMES]
+    settings = ServerSettings(default_fallbacks=tuple(fallbacks))
+    return bench(tmp_path, settings, models=models, routes=routes, others={"llama-server": Speaker(of=of)}, **more)
+
+
+def answers(b: Bench, by: Mapping[str, bytes]) -> list[str]:
+    """Each model answers with its bytes, and the others well. The list: who was asked."""
+    asked: list[str] = []
+
+    async def script(one: Asked) -> None:
+        name = one.json()["model"].removeprefix("wire-")
+        asked.append(name)
+        one.writer.write(by.get(name, GOOD))
+        if not by.get(name, GOOD):
+            one.writer.close()
+
+    b.engine.script = script
+    return asked
+
+
+def fault(status: int, extra: str = "", **error: Any) -> bytes:
+    body = msgspec.json.encode({"error": {"message": f"status {status}", **error}})
+    return plain(body, status, extra=extra)
+
+
+def orders(*models: str) -> tuple[Deployment, ...]:
+    return tuple(Deployment(name, order) for order, name in enumerate(models, 1))
+
+
+async def who(client: Client, route: str = "r", **more: Any) -> str:
+    response = await client.ask(body=chat(route, **more))
+    assert response.status == 200, response.body
+    assert response.json()["model"] == route, "what the client has asked for"
+    return f"{response.headers[MODEL]} {response.headers[ATTEMPTS]}"
+
+
+@pytest.mark.parametrize("status", [401, 403, 408, 429, 500, 502, 503, 529])
+@on_both_loops
+async def test_the_next_order_answers_and_what_has_failed_is_passed_over(tmp_path: Path, status: int) -> None:
+    async with table(tmp_path, Route("r", deployments=orders("a", "b"))) as b, await b.client() as client:
+        asked = answers(b, {"a": fault(status)})
+        response: Response = await client.ask(body=chat("r"))
+        assert (response.headers[MODEL], response.headers[ROUTE], response.headers[ATTEMPTS]) == ("b", "r", "2")
+        assert await who(client) == "b 1", "the other one cools down"
+        assert asked == ["a", "b", "b"]
+
+
+@on_both_loops
+async def test_a_path_that_is_missing_cools_nothing(tmp_path: Path) -> None:
+    async with table(tmp_path, Route("r", deployments=orders("a", "b"))) as b, await b.client() as client:
+        asked = answers(b, {"a": fault(404)})
+        assert [await who(client), await who(client)] == ["b 2", "b 2"]
+        assert asked == ["a", "b", "a", "b"]
+
+
+@on_both_loops
+async def test_what_the_client_has_caused_is_its_answer_and_cools_nothing(tmp_path: Path) -> None:
+    async with table(tmp_path, Route("r", deployments=orders("a", "b"))) as b, await b.client() as client:
+        asked = answers(b, {"a": fault(400)})
+        for _ in range(2):
+            response = await client.ask(body=chat("r"))
+            assert (response.status, response.headers[MODEL]) == (400, "a")
+        assert asked == ["a", "a"]
+
+
+@on_both_loops
+async def test_after_its_cooling_one_request_tries_it(tmp_path: Path) -> None:
+    route = Route("r", deployments=orders("a", "b"), cooldown=0.05)
+    async with table(tmp_path, route) as b, await b.client() as client:
+        asked = answers(b, {"a": fault(500)})
+        assert await who(client) == "b 2"
+        answers(b, {})
+        while await who(client) != "a 1":  # noqa: ASYNC110 (there is no event for it)
+            await asyncio.sleep(0.01)
+        assert await who(client) == "a 1"
+        assert asked[:2] == ["a", "b"]
+
+
+@on_both_loops
+async def test_a_request_that_breaks_every_engine_cools_none(tmp_path: Path) -> None:
+    async with table(tmp_path, Route("r", deployments=orders("a", "b"))) as b, await b.client() as client:
+        answers(b, {"a": fault(500), "b": fault(500)})
+        assert (await client.ask(body=chat("r"))).status == 500
+        answers(b, {})
+        assert await who(client) == "a 1"
+
+
+@on_both_loops
+async def test_where_all_cool_down_they_are_asked_all_the_same(tmp_path: Path) -> None:
+    async with table(tmp_path, Route("r", deployments=orders("a", "b"))) as b, await b.client() as client:
+        answers(b, {"a": fault(401), "b": fault(503)})
+        assert (await client.ask(body=chat("r"))).status == 503
+        answers(b, {})
+        assert await who(client) == "a 1"
+
+
+@on_both_loops
+async def test_requests_are_shared_by_weight(tmp_path: Path) -> None:
+    route = Route("r", deployments=(Deployment("a", weight=3), Deployment("b"), Deployment("c", 2)))
+    async with table(tmp_path, route) as b, await b.client() as client:
+        answers(b, {})
+        for name in ("a", "b"):
+            await client.ask(body=chat(name))
+        assert Counter([await who(client) for _ in range(20)]) == {"a 1": 15, "b 1": 5}
+        assert b.gateway.router.answered == {("r", "a"): 15, ("r", "b"): 5}
+
+
+@on_both_loops
+async def test_what_is_loaded_goes_before_what_is_not(tmp_path: Path) -> None:
+    route = Route("r", deployments=(Deployment("a", weight=9), Deployment("b")))
+    async with table(tmp_path, route) as b, await b.client() as client:
+        answers(b, {})
+        await client.ask(body=chat("b"))
+        assert {await who(client) for _ in range(3)} == {"b 1"}
+
+
+@on_both_loops
+async def test_fallbacks_may_be_routes_and_those_of_all_come_last(tmp_path: Path) -> None:
+    routes = Route("r", ("a",), fallbacks=("s",)), Route("s", ("b", "c"))
+    async with table(tmp_path, *routes, fallbacks=["d"]) as b, await b.client() as client:
+        bad = fault(500)
+        for failing, expected in (({}, "a 1"), ({"a"}, "b 2"), ({"a", "b"}, "c 3"), ({"a", "b", "c"}, "d 4")):
+            asked = answers(b, dict.fromkeys(failing, bad))
+            b.gateway.router.health.keep(set())
+            response = await client.ask(body=chat("r"))
+            assert f"{response.headers[MODEL]} {response.headers[ATTEMPTS]}" == expected
+            assert (response.headers[ROUTE], response.json()["model"]) == ("r", "r")
+            assert sorted(asked[:-1]) == sorted(failing)
+
+
+@on_both_loops
+async def test_a_model_by_its_name_has_the_fallbacks_of_all(tmp_path: Path) -> None:
+    async with table(tmp_path, fallbacks=["d"]) as b, await b.client() as client:
+        asked = answers(b, {"a": fault(503)})
+        response = await client.ask(body=chat("a"))
+        assert (response.headers[MODEL], response.headers[ATTEMPTS], response.json()["model"]) == ("d", "2", "a")
+        assert ROUTE not in response.headers
+        assert await who(client, "a") == "d 1", "a cools down"
+        assert asked == ["a", "d", "d"]
+
+
+TOO_LONG = fault(400, code="context_length_exceeded")
+
+
+@on_both_loops
+async def test_what_is_too_long_goes_to_a_longer_context_by_the_engines_word(tmp_path: Path) -> None:
+    route = Route("r", ("a", "b", "c"))
+    async with table(tmp_path, route, contexts={"a": 100, "b": 100, "c": 200}) as b, await b.client() as client:
+        asked = answers(b, {"a": TOO_LONG, "b": TOO_LONG})
+        assert [await who(client), await who(client)] == ["c 2", "c 2"]
+        assert asked == ["a", "c"] * 2
+
+
+@on_both_loops
+async def test_context_fallbacks_go_first_and_serve_nothing_else(tmp_path: Path) -> None:
+    route = Route("r", ("a", "b"), context_fallbacks=("d",))
+    async with table(tmp_path, route, contexts={"a": 100, "b": 900, "d": 900}) as b, await b.client() as client:
+        answers(b, {"a": TOO_LONG})
+        assert await who(client) == "d 2"
+        answers(b, {"a": fault(500), "b": fault(500)})
+        assert (await client.ask(body=chat("r"))).headers[MODEL] == "b", "the last that it has for such requests"
+
+
+@on_both_loops
+async def test_nobody_has_a_longer_one(tmp_path: Path) -> None:
+    async with table(tmp_path, Route("r", ("a", "b")), contexts={"a": 100, "b": 90}) as b, await b.client() as client:
+        asked = answers(b, {"a": TOO_LONG})
+        response = await client.ask(body=chat("r"))
+        assert (response.status, response.json()["error"]["code"], asked) == (400, "context_length_exceeded", ["a"])
+
+
+@on_both_loops
+async def test_what_is_too_long_beyond_doubt_is_asked_of_no_short_context(tmp_path: Path) -> None:
+    route = Route("r", ("a", "b", "c"))
+    async with table(tmp_path, route, contexts={"a": 100, "b": 299}) as b, await b.client() as client:
+        asked = answers(b, {})
+        long = [{"role": "user", "content": "a word " * 150}]
+        assert await who(client, messages=long) == "c 1"
+        assert await who(client, messages=[{"role": "user", "content": "word" * 1000}]) == "a 1", (
+            "that may be one token"
+        )
+        assert asked == ["c", "a"]
+
+
+@on_both_loops
+async def test_a_conversation_stays_where_it_was(tmp_path: Path) -> None:
+    route = Route("r", deployments=(Deployment("a"), Deployment("b")), session_affinity=True)
+    async with table(tmp_path, route) as b, await b.client() as client:
+        answers(b, {})
+        for name in ("a", "b"):
+            await client.ask(body=chat(name))
+        places = {}
+        for number in range(4):
+            places[number] = await who(client, user=str(number))
+        assert Counter(places.values()) == {"a 1": 2, "b 1": 2}
+        for number in (3, 0, 0, 2, 1, 3):
+            assert await who(client, user=str(number)) == places[number]
+        for session in ("x", "y"):
+            headers = {"X-Session-Id": session}
+            first, second = [(await client.ask(body=chat("r"), headers=headers)).headers[MODEL] for _ in range(2)]
+            assert first == second
+
+
+@on_both_loops
+async def test_all_are_asked_again_after_a_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(going_on, "FIRST_PAUSE", 0.01)
+    async with table(tmp_path, Route("r", ("a", "b"), retries=2)) as b, await b.client() as client:
+        asked: list[str] = []
+
+        async def script(one: Asked) -> None:
+            asked.append(one.json()["model"])
+            one.writer.write(GOOD if len(asked) == 5 else fault(503))
+
+        b.engine.script = script
+        assert await who(client) == "a 5"
+        asked.clear()
+        answers(b, {"a": fault(404), "b": fault(403)})
+        assert (await client.ask(body=chat("r"))).status == 403, "that does not pass"
+
+
+@on_both_loops
+async def test_a_stream_that_has_begun_ends_with_an_error_and_cools(tmp_path: Path) -> None:
+    async with table(tmp_path, Route("r", deployments=orders("a", "b"))) as b, await b.client() as client:
+        b.engine.says(SSE_HEAD, token("x"), close=True)
+        answer = await client.ask(body=chat("r", stream=True))
+        assert (answer.headers[MODEL], answer.complete) == ("a", False)
+        assert answer.events()[-1]["error"]["code"] == "upstream_failed"
+        b.engine.says(SSE_HEAD, token("x", model="theirs"), DONE)
+        async with await b.client() as other:
+            answer = await other.ask(body=chat("r", stream=True))
+            assert (answer.headers[MODEL], answer.events()[0]["model"]) == ("b", "r")
+
+
+@on_both_loops
+async def test_an_image_goes_to_whoever_can_see(tmp_path: Path) -> None:
+    async with table(tmp_path, Route("r", ("a", "b"))) as b, await b.client() as client:
+        b.engines["llama-server"].of["a"] = Traits(ALL - {"vision"}, wire_name="wire-a")
+        answers(b, {})
+        picture = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]
+        assert [await who(client), await who(client, messages=picture)] == ["a 1", "b 1"]

@@ -1,0 +1,148 @@
+"""Stages of routes, routes in routes, equals by state, efficiency and weight."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from accelerd.config.model import ModelSpec, Route
+from accelerd.config.routes import Deployment
+from accelerd.routing.balance import Balance
+from accelerd.routing.choice import Decision, Now, decide, known
+from accelerd.routing.directory import Directory
+from accelerd.scheduler.lifecycle import State
+from tests.routing.test_choice import GPU, NPU, fits, seen
+
+COLD = {"state": State.STOPPED}
+FAILED = {"state": State.FAILED}
+
+
+def chosen(
+    routes: list[Route],
+    *,
+    of: str = "r",
+    long: bool = False,
+    states: dict[str, dict[str, Any]] | None = None,
+    **more: Any,
+) -> Decision:
+    """All models a, b, … are loaded on devices of their own, unless `states` says otherwise."""
+    snapshots = [seen(name, **{"device": f"0000:0{name}:00.0", **(states or {}).get(name, {})}) for name in "abcdef"]
+    directory = Directory([ModelSpec(name, path="/m") for name in "abcdef"], routes)
+    return decide(directory.plan(directory.routes[of]), Now(known(snapshots), fits, **more), long=long)
+
+
+def deployments(*of: tuple[str, int, int]) -> tuple[Deployment, ...]:
+    return tuple(Deployment(*one) for one in of)
+
+
+TWO_ORDERS = Route("r", deployments=deployments(("c", 2, 1), ("a", 1, 1), ("b", 1, 1)), fallbacks=("d",))
+
+
+def test_a_higher_order_only_where_no_lower_one_can_answer() -> None:
+    busy = {"leases": 1, "queue": 7}
+    assert chosen([TWO_ORDERS], states={"a": busy, "b": busy}).model == "a", "however long that takes"
+    assert chosen([TWO_ORDERS], states={"a": FAILED, "b": busy}).model == "b"
+    decision = chosen([TWO_ORDERS], states={"a": FAILED, "b": FAILED})
+    assert (decision.model, decision.stage) == ("c", "order 2")
+    assert decision.reason.startswith("a has failed")
+    decision = chosen([TWO_ORDERS], states=dict.fromkeys("abc", FAILED))
+    assert (decision.model, decision.stage) == ("d", "fallback")
+
+
+def test_equals_loaded_before_cold_and_short_queues_before_long() -> None:
+    assert chosen([TWO_ORDERS], states={"a": COLD}).model == "b"
+    assert chosen([TWO_ORDERS], states={"a": {"leases": 1, "queue": 2}, "b": {"leases": 1, "queue": 1}}).model == "b"
+    assert chosen([TWO_ORDERS], states={"a": COLD, "b": {"leases": 1, "queue": 9}}).model == "b", "it is loaded"
+
+
+def test_a_cooling_one_is_passed_over_unless_there_is_no_other() -> None:
+    def cooling(*names: str) -> Any:
+        return lambda name: "cools down" if name in names else ""
+
+    assert chosen([TWO_ORDERS], cooling=cooling("a")).model == "b"
+    assert chosen([TWO_ORDERS], cooling=cooling("a", "b")).model == "c"
+    assert chosen([TWO_ORDERS], cooling=cooling(*"abcd")).model == "a"
+    assert chosen([TWO_ORDERS], cooling=cooling(*"abcd"), states={"a": FAILED}).model == "b"
+
+
+def test_a_route_among_the_models_of_another_is_one_of_them() -> None:
+    inner = Route("inner", deployments=deployments(("b", 1, 1), ("c", 2, 1)), fallbacks=("e",))
+    outer = Route("r", ("inner", "a"), fallbacks=("d",))
+    assert chosen([outer, inner]).routes == ("r", "inner")
+    assert chosen([outer, inner], states={"b": {"leases": 1}}).model == "a", "the next in order of preference is free"
+    for failing, expected in (("", "b"), ("b", "c"), ("bc", "e"), ("bce", "a"), ("bcea", "d")):
+        assert chosen([outer, inner], states=dict.fromkeys(failing, FAILED)).model == expected
+    assert [look.model for look in chosen([outer, inner]).looks] == ["b", "c", "e", "a", "d"]
+
+
+def test_for_long_requests_there_are_others() -> None:
+    route = Route("r", ("a",), context_fallbacks=("b",))
+    assert chosen([route]).model == "a"
+    decision = chosen([route], long=True, lacking={"a": "takes 10 tokens"})
+    assert (decision.model, decision.stage) == ("b", "context fallback")
+    assert chosen([route], states={"a": FAILED}).model == "a", "they are for nothing else"
+    outer = Route("r", ("inner",))
+    inner = Route("inner", ("a",), context_fallbacks=("b",))
+    assert chosen([outer, inner], long=True, lacking={"a": "takes 10 tokens"}).model == "b"
+    assert [look.model for look in chosen([outer, inner]).looks] == ["a"]
+
+
+@pytest.mark.parametrize(
+    "form", [{"models": ("a", "b", "c")}, {"deployments": deployments(("a", 1, 1), ("b", 1, 1), ("c", 1, 1))}]
+)
+def test_efficiency(form: dict[str, Any]) -> None:
+    ranks = {GPU: 2, NPU: 0, "card": 1}
+    states = {"a": {"device": GPU}, "b": {"device": "card"}, "c": {"device": NPU}}
+    more: dict[str, Any] = {"states": states, "rank": lambda snapshot: ranks.get(snapshot.device, 9)}
+    assert chosen([Route("r", prefer="efficiency", **form)], **more).model == "c"
+    assert chosen([Route("r", **form)], **more).model == "a"
+    states["c"]["leases"] = 1
+    assert chosen([Route("r", prefer="efficiency", **form)], **more).model == "b"
+
+
+def test_a_conversation_stays_while_it_could_begin_at_once_or_nobody_could() -> None:
+    route = Route("r", deployments=deployments(("a", 1, 1), ("b", 1, 1)), session_affinity=True)
+    more: dict[str, Any] = {"recall": {"r": "b"}.get}
+    assert chosen([route], **more).model == "b"
+    assert "has answered this conversation before" in chosen([route], **more).reason
+    busy = {"leases": 1}
+    assert chosen([route], states={"b": busy}, **more).model == "a"
+    assert chosen([route], states={"a": busy, "b": {"leases": 1, "queue": 3}}, **more).model == "b"
+    assert chosen([route], states={"b": COLD}, **more).model == "a", "its cache is gone"
+    assert chosen([Route("r", ("a", "b"))], **more).model == "a", "only where it is asked for"
+
+
+def test_what_a_member_does_not_mean_any_more_is_passed_over() -> None:
+    route = Route("r", ("gone", "a"))
+    directory = Directory([ModelSpec("a", path="/m")], [route])
+    assert decide(directory.plan(route), Now(known([seen("a")]), fits)).model == "a"
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5))
+def test_shares_are_exact_after_each_round(weights: list[int]) -> None:
+    balance, served = Balance(), Counter[str]()
+    named = [(str(number), weight) for number, weight in enumerate(weights)]
+    for _ in range(2):
+        for _ in range(sum(weights)):
+            draw = balance.next(("r", "1"), named)
+            balance.taken(draw)
+            served[draw.chosen] += 1
+    assert served == {name: 2 * weight for name, weight in named}
+
+
+@given(st.lists(st.sets(st.sampled_from("abc"), min_size=1), min_size=1, max_size=60))
+def test_nobody_catches_up_for_long_after_an_outage(rounds: list[set[str]]) -> None:
+    balance = Balance()
+    for there in rounds:
+        balance.taken(balance.next(("r", "1"), [(name, 2) for name in sorted(there)]))
+    served = Counter[str]()
+    for _ in range(9):
+        draw = balance.next(("r", "1"), [(name, 2) for name in "abc"])
+        balance.taken(draw)
+        served[draw.chosen] += 1
+    assert max(served.values()) <= 6
+    assert len(served) == 3
