@@ -202,6 +202,7 @@ class Parts(ControlParts):
         self.upkeep = toolbox_upkeep(roots, homes, clock, state, ToolboxModels(scheduler, supervisor))
         self.gateway = Gateway(clock, scheduler, engines, events, remotes)
         self.router = self.gateway.router
+        self.router.integrated = lambda id: any(device.apu is True for device in devices.current() if device.id == id)
         self.socket_unit = SocketUnit(manager, self.notifier, events)
         sockets = self.socket_unit
         self.listeners = Listeners(

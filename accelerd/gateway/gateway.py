@@ -79,14 +79,14 @@ class Gateway:
     ) -> None:
         """`engines` is live."""
         self._now = clock.monotonic
-        self.router = RequestRouter(scheduler, engines, clock.monotonic)
+        remotes = remotes or Remotes(self._now, {})
+        self.router = RequestRouter(scheduler, engines, self._now, remotes)
         self._catalog = Catalog(scheduler, self.router, created=int(time.time()))
         self._access: Access
         self._settings: ServerSettings
         self.upstreams = Upstreams()
         self.sweeper = Sweeper(asyncio.get_running_loop(), clock)
         self.bodies = HeldBodies(asyncio.get_running_loop())
-        remotes = remotes or Remotes(self._now, {})
         self._forwarder = Forwarder(self._now, scheduler, self.router, self.upstreams, self.sweeper, remotes)
         self.make_control: Callable[[], Control] | None = None  # called in a thread, with the first control request
         self._control_server: ControlServer | None = None

@@ -140,7 +140,9 @@ class RemoteConnection:
 
 def _head(response: aiohttp.ClientResponse, length: int | None) -> Head:
     kind = response.headers.get("Content-Type", "application/octet-stream").encode("latin-1", "replace")
-    return Head(response.status, kind, length, length is None, True)
+    after = response.headers.get("Retry-After", "").strip()
+    seconds = int(after) if after.isascii() and after.isdigit() and len(after) < 10 else None
+    return Head(response.status, kind, length, length is None, True, seconds)
 
 
 class RemotePool:

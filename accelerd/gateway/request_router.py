@@ -15,12 +15,13 @@ from msgspec import Struct
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec, Route
 from accelerd.engines.base import Dialect, Engine, Task, Traits
+from accelerd.engines.remote.remotes import Remotes
 from accelerd.gateway.dialects.translation import Translation, translation_for
 from accelerd.gateway.request_body import JsonBody
 from accelerd.gateway.request_facts import RequestFacts, RequestInfo
 from accelerd.gateway.responses import PHRASES, TASKS, TOOLED
 from accelerd.routing.balance import Balance
-from accelerd.routing.choice import Decision, Now, decide, known, placed
+from accelerd.routing.choice import Decision, Elsewhere, Now, decide, known, placed
 from accelerd.routing.directory import Directory
 from accelerd.routing.health import Health, cools
 from accelerd.routing.plan import Plan
@@ -31,6 +32,7 @@ from accelerd.scheduler.service import Scheduler
 CPU, NPU = "cpu", "npu"
 RANKS: Final = {NPU: 0, "gpu": 2, CPU: 3, "": 2}  # kinds of devices, the most efficient first
 INTEGRATED: Final = 1  # a GPU in the processor
+ELSEWHERE: Final = 4
 COOLDOWN: Final = Route("").cooldown  # s, of a model that no route says anything of
 NOBODY: Final = RequestFacts("", JsonBody())  # asks
 
@@ -52,9 +54,12 @@ class UpstreamTarget(Struct, frozen=True):
 class RequestRouter:
     """Routes by one configuration at a time. `engines` is live: a reload replaces its items."""
 
-    def __init__(self, scheduler: Scheduler, engines: Mapping[str, Engine], now: Callable[[], float]) -> None:
+    def __init__(
+        self, scheduler: Scheduler, engines: Mapping[str, Engine], now: Callable[[], float], remotes: Remotes
+    ) -> None:
         self._scheduler = scheduler
         self._engines = engines
+        self._remotes = remotes
         self._usual: dict[tuple[str | None, str], UpstreamTarget] = {}  # (name, path) → target
         self._balance = Balance()
         self.directory = Directory()
@@ -259,6 +264,7 @@ class RequestRouter:
             self.health.why_not,
             self._where,
             self._rank,
+            self._elsewhere,
             lambda route: self.sessions.recall(route, facts.session()),
             self._balance,
         )
@@ -266,12 +272,23 @@ class RequestRouter:
 
     def _rank(self, snapshot: Snapshot) -> int:
         """The lower, the more efficient is what the model runs on."""
+        if snapshot.spec.elsewhere:
+            return ELSEWHERE
         kind = self.kind(snapshot.spec) or (CPU if snapshot.device == CPU else "gpu")
         devices = placed(snapshot)
         return INTEGRATED if kind == "gpu" and all(map(self.integrated, devices)) else RANKS[kind]
 
+    def _elsewhere(self, snapshot: Snapshot) -> Elsewhere | None:
+        spec = snapshot.spec
+        if not spec.elsewhere:
+            return None
+        known = self._remotes.known(spec.remote or "", spec.model or "")
+        return Elsewhere() if known is None else Elsewhere(known.loaded, known.queue or 0)
+
     def _where(self, snapshot: Snapshot) -> frozenset[str]:
         """What it runs on. An engine may know of an NPU that was not detected; such a model does not run on the CPU."""
+        if snapshot.spec.elsewhere:
+            return frozenset()  # other models are not in its way
         if not snapshot.need.devices and snapshot.device == CPU and self.kind(snapshot.spec) == NPU:
             return frozenset((NPU,))
         return placed(snapshot)

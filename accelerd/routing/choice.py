@@ -31,6 +31,18 @@ def no_difference(snapshot: Snapshot) -> int:
     return 0
 
 
+class Elsewhere(Struct, frozen=True):
+    """What a server elsewhere has said of its model, as far as it has."""
+
+    loaded: bool | None = None
+    queue: int = 0  # of requests there
+
+
+def here(snapshot: Snapshot) -> Elsewhere | None:
+    """Every model runs on this machine."""
+    return None
+
+
 class RouteCandidate(Struct, frozen=True):
     """One model of a route, as it is now."""
 
@@ -76,6 +88,7 @@ class Now(Struct):
     cooling: Callable[[str], str] = lambda name: ""  # why a model is passed over after a failure, or ""
     where: Where = placed
     rank: Callable[[Snapshot], int] = no_difference
+    elsewhere: Callable[[Snapshot], Elsewhere | None] = here  # None: it runs on this machine
     recall: Callable[[str], str | None] = lambda route: None  # which model has answered this conversation last
     balance: Balance = field(default_factory=Balance)
     long: bool = False  # the request is too long for a model that it would go to
@@ -202,12 +215,16 @@ def _look(name: str, now: Now) -> RouteCandidate:
         if s is not snapshot and (s.leases or s.queue) and devices & now.where(s)
     }
     behind = max(0, snapshot.leases + snapshot.queue + 1 - snapshot.spec.slots)
-    loaded, rank = snapshot.state in (State.READY, State.STARTING), now.rank(snapshot)
+    loaded, rank, far = snapshot.state in (State.READY, State.STARTING), now.rank(snapshot), now.elsewhere(snapshot)
 
     def candidate(why: str, ahead: int) -> RouteCandidate:
         cools = now.cooling(name)
         return RouteCandidate(name, cools or why, ahead, bool(cools), loaded, rank)
 
+    if far is not None:  # it is there at all times, and has requests of others
+        loaded = far.loaded is not False
+        waits = max(behind, far.queue + snapshot.queue) if far.queue else behind
+        return candidate(f"has {waits} requests before a new one" if waits else "is free", waits)
     ahead = behind + sum(others.values())
     if others:
         return candidate(f"shares its device with requests of {', '.join(others)}", ahead)

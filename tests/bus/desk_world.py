@@ -26,6 +26,7 @@ from accelerd.devices.model import Device
 from accelerd.devices.observer import DeviceStatus
 from accelerd.devices.readings import Readings
 from accelerd.engines.base import Endpoint, Traits
+from accelerd.engines.remote.remotes import Remotes
 from accelerd.gateway.request_router import RequestRouter
 from accelerd.instances import InstanceInfo
 from accelerd.memory.model import RAM, Forecast, MemoryRequirement, MemorySnapshot, Pool, in_ram
@@ -218,7 +219,7 @@ async def desk_of(*specs: ModelSpec, begin: bool = True) -> AsyncIterator[World]
 
     learned = SimpleNamespace(entries=lambda: (), forget=lambda key=None: 3)
     engine = SimpleNamespace(traits=lambda spec: Traits(frozenset(("chat",))))
-    router = RequestRouter(scheduler, {"llama-server": engine}, clock.monotonic)  # type: ignore[dict-item]
+    router = RequestRouter(scheduler, {"llama-server": engine}, clock.monotonic, Remotes(clock.monotonic, {}))  # type: ignore[dict-item]
     parts = ControlParts()
     vars(parts).update(
         roots=SimpleNamespace(home=Path("/home/me")),

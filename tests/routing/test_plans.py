@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from accelerd.config.model import ModelSpec, Route
 from accelerd.config.routes import Deployment
 from accelerd.routing.balance import Balance
-from accelerd.routing.choice import Decision, Now, decide, known
+from accelerd.routing.choice import Decision, Elsewhere, Now, decide, known
 from accelerd.routing.directory import Directory
 from accelerd.scheduler.lifecycle import State
 from tests.routing.test_choice import GPU, NPU, fits, seen
@@ -114,6 +114,20 @@ def test_a_conversation_stays_while_it_could_begin_at_once_or_nobody_could() -> 
     assert chosen([route], states={"a": busy, "b": {"leases": 1, "queue": 3}}, **more).model == "b"
     assert chosen([route], states={"b": COLD}, **more).model == "a", "its cache is gone"
     assert chosen([Route("r", ("a", "b"))], **more).model == "a", "only where it is asked for"
+
+
+def test_a_model_elsewhere_is_there_at_all_times_and_has_requests_of_others() -> None:
+    route = Route("r", deployments=deployments(("a", 1, 1), ("b", 1, 1)))
+    far: dict[str, Elsewhere] = {"a": Elsewhere()}
+    more: dict[str, Any] = {"elsewhere": lambda snapshot: far.get(snapshot.spec.name)}
+    states = {"a": {**COLD, "device": "cpu"}, "b": COLD, "c": {"device": "cpu", "leases": 1}}
+    assert chosen([route], states=states, **more).model == "a", "what runs here is not in its way"
+    far["a"] = Elsewhere(loaded=False)
+    assert chosen([route], states={"b": {}}, **more).model == "b"
+    far["a"] = Elsewhere(loaded=True, queue=2)
+    decision = chosen([route], states={"b": {"leases": 1, "queue": 2}}, **more)
+    assert (decision.model, decision.looks[0].ahead) == ("a", 2)
+    assert chosen([route], states={"b": {"leases": 1}}, **more).model == "b"
 
 
 def test_what_a_member_does_not_mean_any_more_is_passed_over() -> None:
