@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         return write_socket_unit(Roots.from_env())
     from accelerd.app import reap  # after the command line is known to be right: --help need not load the daemon
     from accelerd.daemon import serve
+    from accelerd.system.allocator import share_heaps
 
     manager = os.environ.get("NOTIFY_SOCKET")
     try:
@@ -45,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
             asyncio.run(reap(Roots.from_env()))
         else:
             refuse_if_masked()
+            share_heaps()
             _run(serve(Roots.from_env()))
     except StartError as error:
         print(f"accelerd: {error.message}", file=sys.stderr)

@@ -136,6 +136,11 @@ class AccelError(Exception):
         self.param = param
         self.fields = fields
 
+    def bare(self) -> AccelError:
+        """Itself, to be kept: without the frames where it was raised, which hold whatever was at work there."""
+        self.__context__ = self.__cause__ = None
+        return self.with_traceback(None)
+
     @property
     def status(self) -> int:
         return self.kind.status

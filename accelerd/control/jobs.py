@@ -256,7 +256,7 @@ class Jobs:
         except asyncio.CancelledError:
             self._finish(job, "canceled")
         except AccelError as error:
-            self._finish(job, RESULTS.get(error.code, "failed"), error)
+            self._finish(job, RESULTS.get(error.code, "failed"), error.bare())
         except TimeoutError:
             text = f"{job.kind} {job.subject}".rstrip() + " took too long"
             self._finish(job, "timeout", AccelError("request_timeout", text))

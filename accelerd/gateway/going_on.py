@@ -55,7 +55,7 @@ class GoingOn:
         """The target after `target` has failed with this error; None: nobody else may answer."""
         if error.code not in OF_ONE_MODEL:
             return None
-        attempts.failed[target.model] = error.with_traceback(None)
+        attempts.failed[target.model] = error.bare()
         facts.too_long = facts.too_long or error.code == TOO_LONG
         failed = self._failed(facts, attempts.failed)
         found = self._router.another(facts, failed)

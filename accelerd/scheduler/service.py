@@ -60,7 +60,7 @@ class Ticket:
         outcome = await asyncio.shield(self._future) if not self._future.done() else self._future.result()
         self._taken = True
         if isinstance(outcome, AccelError):
-            raise outcome.with_traceback(None)
+            raise outcome.bare()
         return outcome
 
     def leave(self) -> None:

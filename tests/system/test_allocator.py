@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from accelerd.system import allocator
-from accelerd.system.allocator import MUCH, FreedMemory
+from accelerd.system.allocator import ARENAS, MUCH, FreedMemory
 
 HELD = """
 import accelerd.system.allocator as allocator
@@ -58,3 +58,35 @@ def test_it_is_given_back_once_much_was_freed(monkeypatch: pytest.MonkeyPatch) -
         return returned
 
     assert asyncio.run(scenario()) == [6 * MUCH]
+
+
+# Threads that hold memory at once, each of the heap that glibc gives it; then how many heaps there are.
+SCRIPT = """
+import ctypes, sys, tempfile, threading
+from accelerd.system.allocator import share_heaps
+if "shared" in sys.argv:
+    share_heaps()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p
+together = threading.Barrier(8)
+def hold():
+    libc.malloc(1 << 10)
+    together.wait()
+threads = [threading.Thread(target=hold) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+with tempfile.NamedTemporaryFile() as file:
+    stream = ctypes.c_void_p(libc.fopen(file.name.encode(), b"w"))
+    libc.malloc_info(0, stream)
+    libc.fclose(stream)
+    print(file.read().count(b"<heap "))
+"""
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_threads_share_heaps(shared: bool) -> None:
+    argv = [sys.executable, "-c", SCRIPT, *(["shared"] if shared else [])]
+    heaps = int(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
+    assert (heaps <= ARENAS) is shared
