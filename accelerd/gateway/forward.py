@@ -278,7 +278,8 @@ class Forwarder:
         relay.busy_statuses, relay.misnamed = target.busy_statuses, target.wire_name is not None
         relay.translated = None
         if target.translation is not None and translated is not None:
-            answering = answering_as(request.info.model or target.model, self._now, relay.began, translated.with_usage)
+            name = request.info.model or target.model
+            answering = answering_as(name, self._now, relay.began, relay.leased, translated.with_usage)
             relay.translated = TranslatedResponse(target.translation, answering)
 
     async def _collect(

@@ -157,7 +157,7 @@ def config(data: bytes) -> None:
 
 def dialects(data: bytes) -> None:
     """What a client sends and what an engine answers, in an API that the other has not: byte for byte the same."""
-    to = Answering("m", 0.0, lambda: 0.0, 0.0)
+    to = Answering("m", 0.0, lambda: 0.0, 0.0, 0.0)
     for client, engine in permutations((CHAT, MESSAGES_API, OLLAMA), 2):
         translation = Translation(client, engine)
         with contextlib.suppress(AccelError):

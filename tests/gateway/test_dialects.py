@@ -30,7 +30,7 @@ RECORDED = Path(__file__).parent / "recorded"
 STREAMS = {path.name: path.read_bytes() for path in sorted(RECORDED.iterdir()) if path.suffix in (".sse", ".ndjson")}
 API = {"chat": CHAT, "messages": MESSAGES, "ollama": OLLAMA, "anthropic": MESSAGES}
 PAIRS = list(permutations((CHAT, MESSAGES, OLLAMA), 2))  # client, engine
-TO = Answering("m", 1000.0, lambda: 5.0, 4.0, with_usage=True)
+TO = Answering("m", 1000.0, lambda: 5.0, 4.0, 4.25, with_usage=True)
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 SLOW = [HealthCheck.too_slow]  # so are busy machines
 CUTS = settings(max_examples=25, deadline=None, suppress_health_check=SLOW)
@@ -194,6 +194,16 @@ def test_usage_counts_what_was_cached_as_each_api_does() -> None:
     assert back["usage"] == {**usage, "total_tokens": 107}
     line = json.loads(response(OLLAMA, CHAT).answer(answer))
     assert (line["prompt_eval_count"], line["eval_count"], line["total_duration"]) == (100, 7, 1_000_000_000)
+    assert (line["load_duration"], line["eval_duration"]) == (250_000_000, 750_000_000)
+
+
+def test_ollamas_durations_are_those_of_waiting_of_the_prompt_and_of_the_answer() -> None:
+    clock = iter([5.0, 5.0, *[8.0] * 20])  # its turn came 1 s after it was received
+    to = Answering("m", 1000.0, lambda: next(clock), 2.0, 3.0)
+    stream = TranslatedResponse(Translation(OLLAMA, CHAT), to).stream()
+    last = events(stream.feed(STREAMS["chat-length.sse"]), OLLAMA)[-1]
+    names = ("load_duration", "prompt_eval_duration", "eval_duration", "total_duration")
+    assert [last[name] / 1e9 for name in names] == [1, 2, 3, 6]
 
 
 # --- requests that go there and back ---------------------------------------------------------------------------------
@@ -529,7 +539,7 @@ def test_an_error_of_the_engine_is_the_last_event(engine: str, data: bytes) -> N
 
 
 def test_usage_is_sent_only_to_those_who_ask_for_it() -> None:
-    to = Answering("m", 1000.0, lambda: 5.0, 4.0)
+    to = Answering("m", 1000.0, lambda: 5.0, 4.0, 4.0)
     stream = TranslatedResponse(Translation(CHAT, MESSAGES), to).stream()
     found = events(stream.feed(STREAMS["messages-text.sse"]), CHAT)
     assert not any("usage" in event for event in found if isinstance(event, dict))

@@ -189,6 +189,7 @@ class Answering(Struct, frozen=True):
     created: float  # seconds since 1970
     now: Callable[[], float]  # monotonic
     began: float  # when the request was received
+    leased: float  # when its model was ready for it
     with_usage: bool = False
 
 

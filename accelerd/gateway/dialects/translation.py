@@ -89,9 +89,11 @@ class TranslatedResponse(Struct, frozen=True):
         return StreamTranslator(reader, writer, lines=engine == OLLAMA)
 
 
-def answering_as(model: str, now: Callable[[], float], began: float, with_usage: bool) -> Answering:
-    """`model`: as the client is to see it; `began`: when its request was received, by `now`."""
-    return Answering(model, time.time() - (now() - began), now, began, with_usage)
+def answering_as(
+    model: str, now: Callable[[], float], began: float, leased: float | None, with_usage: bool
+) -> Answering:
+    """`model`: as the client sees it; `began`, `leased`: when its request was received and had its turn, by `now`."""
+    return Answering(model, time.time() - (now() - began), now, began, began if leased is None else leased, with_usage)
 
 
 def translation_for(path: str, tasks: Collection[Task]) -> Translation | None:

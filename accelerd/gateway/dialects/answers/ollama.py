@@ -78,7 +78,7 @@ def _usage(line: Line) -> Usage:
 
 def write_answer(answer: Answer, to: Answering) -> Json:
     message = {"role": "assistant", **said(answer.parts)}
-    return {**_head(to), "message": message, **_end(answer.stop, answer.usage, to, to.began)}
+    return {**_head(to), "message": message, **_end(answer.stop, answer.usage, to, to.leased)}
 
 
 def _head(to: Answering) -> Json:
@@ -94,9 +94,9 @@ def _end(stop: StopReason, usage: Usage, to: Answering, first: float) -> Json:
         "done": True,
         "done_reason": "length" if stop is StopReason.LENGTH else "stop",
         "total_duration": round((end - to.began) * NS),
-        "load_duration": 0,
+        "load_duration": round((to.leased - to.began) * NS),
         "prompt_eval_count": usage.prompt,
-        "prompt_eval_duration": round((first - to.began) * NS),
+        "prompt_eval_duration": round((first - to.leased) * NS),
         "eval_count": usage.answer,
         "eval_duration": round((end - first) * NS),
     }
