@@ -228,7 +228,7 @@ def test_an_unknown_model_is_not_found(client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt-5")
     with pytest.raises(openai.NotFoundError):
-        client.images.generate(prompt="x")
+        client.moderations.create(input="x")
 
 
 def test_bad_requests(client: OpenAI) -> None:
