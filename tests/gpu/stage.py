@@ -14,11 +14,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice, product
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import pytest
 
+from accelerd.estimate.gguf import read_header
 from tests.devices import umock
 from tests.gpu import card as cards
 from tests.gpu.card import MIB, Card
@@ -29,7 +32,7 @@ VISIBLE = "GGML_VK_VISIBLE_DEVICES"  # ggml leaves out a device in software unle
 PATIENCE = 300.0  # s: the first load compiles shaders, on a processor that may have other work
 NEEDS = 280  # MiB, of a model that takes somewhat less: the card has room for two that are loaded or one and this
 PLENTY = 126_976  # tokens: a cache of 2 GiB, of which no tensor is larger than the driver allows
-WORDS = 150_000  # scores of so many words for each of 2048 tokens are more than the card has
+WORDS = 12_000  # nine tokens each: scores of all of them for each of 2048 tokens are more than the card has
 
 
 pytestmark = pytest.mark.timeout(2 * PATIENCE)
@@ -188,12 +191,14 @@ def test_fit_asks_the_program_as_the_daemon_has_it(world: World) -> None:
 
 
 def test_a_new_model_is_not_refused_before_its_program_was_asked(world: World) -> None:
-    words = world.models / "words.txt"
-    words.write_text(" ".join(f"w{number}" for number in range(WORDS)))
+    words = world.models / f"words-{WORDS}.txt"  # a model is kept by the name of what it is made of
+    words.write_text(" ".join(map("".join, islice(product(ascii_lowercase, repeat=4), WORDS))))
     path = make_model(world.models, words=words)
+    vocabulary = read_header(path).skipped["tokenizer.ggml.tokens"]
+    assert 4 * 2048 * vocabulary > cards.VRAM + cards.GTT, "what nobody needs does not fit"
     before = world.daemon.config.read_text()
     try:
-        world.daemon.config.write_text(f'{before}[models.wordy]\npath = "{path}"\ncontext = 1024\n')
+        world.daemon.config.write_text(f'{before}[models.wordy]\npath = "{path}"\ncontext = 4096\n')
         assert world.daemon.control("POST", "reload").status == 200
         answer = world.chat("wordy")
         assert answer.status == 200, answer.body
