@@ -211,7 +211,10 @@ def test_every_launch_setting_changes_the_plan() -> None:
         "rope_freq_scale": 1.0, "yarn_orig_ctx": 1, "yarn_ext_factor": 1.0, "yarn_attn_factor": 1.0,
         "yarn_beta_slow": 1.0, "yarn_beta_fast": 1.0,
     }  # fmt: skip
-    elsewhere = {"engine", "model", "binary", "env", "sampling", "gpus", "transcription", "mmproj_device"}
+    elsewhere = {
+        "engine", "model", "binary", "env", "sampling", "gpus", "transcription", "mmproj_device", "command", "remote",
+        "capabilities",
+    }  # fmt: skip
     with_fit = {"fit_target": (1,), "fit_ctx": 1}
     homes = {"home", "container", "image", "devices", "mounts", "survive", "memory_max", "memory_high", "cpu_weight",
              "nice", "io_class", "oom_score_adjust", "tasks_max"}  # fmt: skip
