@@ -48,6 +48,7 @@ COMMANDS = {
     "reload": "read the configuration again; unchanged models keep running",
     "memory": "show what uses memory, what waits for it, and what was measured",
     "fit": "check whether a model would fit, with which context, and how fast it would be",
+    "remotes": "show the servers elsewhere, whether they answer, and their models",
     "devices": "show GPUs and NPUs, their load and the users of their memory",
     "doctor": "find problems on this machine and show how to fix them",
     "version": "print the versions of accelctl and of the daemon",

@@ -11,7 +11,18 @@ from functools import cached_property
 from typing import Any
 
 from accelerd.base.events import DaemonState, DaemonStateChanged
-from accelerd.control import daemon, downloads, event_feed, memory, memory_release, models, routes, status, toolboxes
+from accelerd.control import (
+    daemon,
+    downloads,
+    event_feed,
+    memory,
+    memory_release,
+    models,
+    remotes,
+    routes,
+    status,
+    toolboxes,
+)
 from accelerd.control.jobs import Job
 from accelerd.control.operations import Operation, Request, operations_of, parse
 from accelerd.control.parts import ControlParts
@@ -31,7 +42,7 @@ class ControlApi:
     @cached_property
     def operations(self) -> Mapping[str, Operation]:
         """By name. Made when the first is asked for: the start need not wait for their types to be read."""
-        modules = (daemon, downloads, event_feed, memory, memory_release, models, routes, status, toolboxes)
+        modules = (daemon, downloads, event_feed, memory, memory_release, models, remotes, routes, status, toolboxes)
         return operations_of(self.parts, *modules)
 
     async def call(self, name: str, given: Mapping[str, Any], owner: str, *, text: bool = False) -> Any:

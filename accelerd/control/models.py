@@ -129,10 +129,13 @@ async def load(parts: ControlParts, request: LoadRequest) -> Job:
 @operation("job", "unload", outcome=Stopped, progress=True)
 async def unload(parts: ControlParts, request: UnloadRequest) -> Job:
     """Unload a model, and wait until its memory is back. A load of it that is under way ends as superseded."""
-    name = parts.find(request.model).spec.name
+    snapshot = parts.find(request.model)
+    name = snapshot.spec.name
 
     async def work(job: Job) -> Stopped:
         await _watched(parts, job, name, parts.scheduler.unload(name, force=request.force))
+        if snapshot.spec.elsewhere:
+            await parts.remotes.unload(snapshot.spec)
         return Stopped(name, job.elapsed)
 
     return parts.jobs.start("unload", name, work, key=f"unload {request.force} {name}")

@@ -69,6 +69,8 @@ class Catalog:
             "engine": spec.engine,
             "device": kind_of(snapshot, traits),
             "status": {"value": _word(snapshot)},
+            "queue": snapshot.leases + snapshot.queue,
+            "displaces": list(self._scheduler.displaced_by(spec.name)),
         }
 
     def _route(self, route: Route, known: dict[str, Snapshot]) -> Json:

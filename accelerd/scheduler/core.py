@@ -28,7 +28,7 @@ from accelerd.scheduler.device_events import DeviceEvents
 from accelerd.scheduler.events import ModelInUse, ModelsConfigured
 from accelerd.scheduler.exit_handling import STUCK_AFTER, ExitHandling
 from accelerd.scheduler.file_gate import FileGate
-from accelerd.scheduler.holds import Holds, placement
+from accelerd.scheduler.holds import Holds, displaced_by, placement
 from accelerd.scheduler.lifecycle import Event, State
 from accelerd.scheduler.memory_events import MemoryEvents
 from accelerd.scheduler.placement import SharedLimits, fitting, with_spare_cache
@@ -404,6 +404,10 @@ class Core:
     def placement(self, name: str) -> tuple[bool, str]:
         """Could the model be resident, and what would that take?"""
         return placement(self._find(name), self._admission)
+
+    def displaced_by(self, name: str) -> tuple[str, ...]:
+        """The models that would have to leave for it now."""
+        return displaced_by(self._find(name), self._admission)
 
     def would_need(self, name: str) -> MemoryRequirement:
         """What it has; of a model that is not loaded, what it would get if it were started now."""

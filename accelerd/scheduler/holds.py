@@ -118,6 +118,16 @@ def placement(record: ModelRecord, admission: Admission) -> tuple[bool, str]:
     return True, f"{', '.join(v.spec.name for v in choice.victims)} would make room for it: {why}"
 
 
+def displaced_by(record: ModelRecord, admission: Admission) -> tuple[str, ...]:
+    """The models that would have to leave for it now."""
+    others = admission.occupied()
+    if record.occupied or record.spec.elsewhere or fitting(record, others, admission.room) is not None:
+        return ()
+    movable, fixed = [r for r in others if not r.unevictable], [r for r in others if r.unevictable]
+    choice = choose(record, fixed, movable, admission.room, admission.clock.monotonic())
+    return tuple(victim.spec.name for victim in choice.victims) if choice is not None else ()
+
+
 def check_hold(record: ModelRecord, admission: Admission) -> None:
     """AccelError does_not_fit or pin_conflict when the model can never be resident, or not beside what must stay.
 

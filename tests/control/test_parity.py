@@ -149,6 +149,7 @@ CASES = [
     Case("download", {"source": "no model"}, ("Download", "(sa{sv})", "no model", NONE), code="bad_request"),
     Case("download", {"source": "tiny/none"}, ("Download", "(sa{sv})", "tiny/none", NONE), code="hub_offline"),
     Case("toolboxes", ctl=("toolbox", "list")),
+    Case("remotes", ctl=("remotes",)),
     Case("toolbox/refresh", {"name": "none"}, ("RefreshToolbox", "(sa{sv})", "none", NONE),
          ("toolbox", "refresh", "none"), "toolbox_failed"),
     Case("toolbox/pin", {"name": "none"}, ("PinToolbox", "(s)", "none"), ("toolbox", "pin", "none"), "toolbox_failed"),

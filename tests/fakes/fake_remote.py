@@ -65,10 +65,15 @@ class Server:
         self.loaded = [one["id"] for one in models if one.get("loaded")]
         self.connections = self.chats = 0
         self.goes_on = threading.Event()
-        signal.signal(signal.SIGUSR1, lambda *_: self.goes_on.set())
+        signal.signal(signal.SIGUSR1, lambda *_: self.go_on())
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._socket.getsockname()[1])
         self.url = f"{'https' if self.tls else 'http'}://localhost:{self.port}"
+
+    def go_on(self) -> None:
+        """Those who wait now."""
+        waited_for, self.goes_on = self.goes_on, threading.Event()
+        waited_for.set()
 
     def run(self) -> None:
         print(self.port, flush=True)
@@ -108,7 +113,6 @@ class Server:
                 info = {"llama.context_length": 4096}
                 return _send(connection, 200, {"capabilities": ["completion", "vision"], "model_info": info})
             case "/api/generate":
-                self.loaded.clear()
                 return _send(connection, 200, {"done": True, "done_reason": "unload"})
             case "/api/chat":
                 return _lines(connection, request["json"]["model"])

@@ -152,7 +152,7 @@ def test_commands_and_options_are_described(shell: str, between: str, env: dict[
         done = subprocess.run(command, env=env | asked, cwd=tmp_path, capture_output=True, text=True, check=True)
         return done.stdout.splitlines()
 
-    assert shown("accelctl rem") == [f"remove{between}{COMMANDS['remove']}"]
+    assert shown("accelctl remov") == [f"remove{between}{COMMANDS['remove']}"]
     assert shown("accelctl toolbox pi") == [f"pin{between}refuse to refresh a toolbox until it is unpinned"]
     assert shown("accelctl tune --q") == [f"--quick{between}fewer settings, fewer repeats"]
     assert shown("accelctl fit --kv=q8")[0].startswith(f"--kv=q8_0{between}type of the KV cache")

@@ -35,12 +35,13 @@ def run(context: Context, args: argparse.Namespace) -> int:
 
 def run_checks(machine: CheckContext) -> list[Check]:
     """Every check, in the order in which a person would fix things."""
-    from accelerd.cli.checks import containers, engine, host, lemonade, memory, npu, service, strix_halo
+    from accelerd.cli.checks import containers, engine, host, lemonade, memory, npu, remotes, service, strix_halo
 
     checks = (
         host.python, host.directories, engine.configuration, engine.model_files, engine.programs,
         containers.programs, containers.rootless, containers.there, memory.memory, memory.swap, host.devices,
-        strix_halo.strix_halo, strix_halo.rocm_builds, npu.flm, npu.conflicts, lemonade.lemonade, service.daemon,
+        strix_halo.strix_halo, strix_halo.rocm_builds, npu.flm, npu.conflicts, lemonade.lemonade, remotes.remotes,
+        service.daemon,
         service.level, service.units, service.linger, service.ports, service.control_socket, service.journal,
     )  # fmt: skip
     of_models = (

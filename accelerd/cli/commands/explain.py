@@ -29,8 +29,9 @@ def run(context: Context, args: argparse.Namespace) -> int:
         return explain_route(context, answer)
     model = out.style(str(answer.get("model", args.model)), "bold")
     out.line(f"{model} is {answer.get('state', 'unknown')}{lives(answer)}")
-    section(context, "Command")
-    out.wrapped(str(answer.get("command") or ""), indent="    ", first="  ")
+    if answer.get("command"):
+        section(context, "Command")
+        out.wrapped(str(answer["command"]), indent="    ", first="  ")
     section(context, "Why")
     for flag in answer.get("flags") or ():
         show_flag(context, flag)

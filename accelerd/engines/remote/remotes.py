@@ -97,7 +97,7 @@ class Remotes:
         """A request for it has been answered, or not."""
         state = self.state(name)
         if state.trouble != trouble or state.reachable is not (not trouble):
-            self._states[name] = replace(state, reachable=not trouble, trouble=trouble)
+            self._states[name] = replace(state, reachable=not trouble, trouble=trouble, detail="")
 
     def touch(self, name: str) -> None:
         """A request for it begins: ask it beside that what it has, if that is not known or may have changed."""
@@ -130,11 +130,10 @@ class Remotes:
         try:
             models = await self._models(client)
             client.answers()
-            state = RemoteState(self._now(), True, "", models)
+            state = RemoteState(self._now(), True, models=models)
         except HttpError as error:
-            problem = error.problem if isinstance(error, RemoteError) else str(error)
-            log.debug("%s", error)
-            state = RemoteState(self._now(), False, problem, before.models)
+            problem, detail = (error.problem, error.detail) if isinstance(error, RemoteError) else (str(error), "")
+            state = RemoteState(self._now(), False, problem, detail, before.models)
         if self._clients.get(name) is client:
             self._states[name] = state
         return state

@@ -50,7 +50,8 @@ class RemoteState(Struct, frozen=True):
 
     asked: float | None = None  # monotonic seconds; None: never
     reachable: bool | None = None  # None: not known
-    trouble: str = ""  # why it is not, in plain words
+    trouble: str = ""  # why it is not, in plain words, for everybody
+    detail: str = ""  # more of it, for the operator alone
     models: Mapping[str, RemoteModel] = field(default_factory=dict)  # by name
 
     def model(self, name: str) -> RemoteModel | None:

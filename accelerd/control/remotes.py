@@ -1,0 +1,67 @@
+"""The servers elsewhere: are they there, and what do they have?
+
+Asks each now, which loads nothing there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from accelerd.config.remotes import Remote
+from accelerd.control.operations import operation
+from accelerd.control.parts import ControlParts
+
+
+class RemoteModelStatus(msgspec.Struct):
+    """A model of a remote. None and empty: the remote does not say."""
+
+    name: str
+    loaded: bool | None
+    queue: int | None
+    context: int | None
+    capabilities: list[str]
+
+
+class RemoteStatus(msgspec.Struct):
+    name: str
+    url: str
+    api: str
+    key: str | None  # where its key is read: a file, or the name of a credential
+    reachable: bool
+    trouble: str | None  # why it does not answer, in plain words
+    models: list[RemoteModelStatus]  # those there
+    used: list[str]  # configured models that it answers for
+    missing: list[str]  # of these, such as it does not have
+
+
+class RemotesStatus(msgspec.Struct):
+    remotes: list[RemoteStatus]
+
+
+@operation("look", "remotes")
+async def remotes(parts: ControlParts) -> RemotesStatus:
+    """Every server elsewhere, as it answers now."""
+    known = parts.remotes.configured
+    return RemotesStatus(list(await asyncio.gather(*(_status(parts, remote) for remote in known.values()))))
+
+
+async def _status(parts: ControlParts, remote: Remote) -> RemoteStatus:
+    state = await parts.remotes.look(remote.name)
+    used = [spec for spec in parts.router.directory.models.values() if spec.elsewhere and spec.remote == remote.name]
+    lacks = [spec.name for spec in used if state.models and state.model(spec.model or "") is None]
+    return RemoteStatus(
+        name=remote.name,
+        url=remote.url,
+        api=remote.api,
+        key=remote.key_file or remote.credential,
+        reachable=bool(state.reachable),
+        trouble=": ".join(filter(None, (state.trouble, state.detail))) or None,
+        models=[
+            RemoteModelStatus(one.name, one.loaded, one.queue, one.context, sorted(one.tasks))
+            for one in state.models.values()
+        ],
+        used=[spec.name for spec in used],
+        missing=lacks if state.reachable else [],
+    )

@@ -1,0 +1,111 @@
+"""What remotes say of their models, and what is made of it; addresses; which requests ask a remote something."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from accelerd.config.model import ModelSpec
+from accelerd.config.remotes import Remote
+from accelerd.engines.http import HttpError
+from accelerd.engines.remote import RemoteEngine
+from accelerd.engines.remote.remotes import Remotes
+from accelerd.engines.remote.state import RemoteModel, RemoteState, listed, ollama_list, ollama_shown
+
+
+@pytest.mark.parametrize(
+    ("url", "path", "address"),
+    [
+        ("https://mac.lan:1234/v1", "/v1/chat/completions", "https://mac.lan:1234/v1/chat/completions"),
+        ("https://mac.lan:1234/v1/", "/v1/models", "https://mac.lan:1234/v1/models"),
+        ("https://api.anthropic.com", "/v1/messages", "https://api.anthropic.com/v1/messages"),
+        ("https://cloud.example/v1beta/openai", "/v1/models", "https://cloud.example/v1beta/openai/models"),
+        ("http://[fd00::1]:11434", "/v1/models", "http://[fd00::1]:11434/v1/models"),
+    ],
+)
+def test_addresses(url: str, path: str, address: str) -> None:
+    assert Remote("r", url).address(path) == address
+
+
+def test_ollamas_own_paths_are_beside_v1() -> None:
+    assert Remote("r", "http://box:11434/v1").root("/api/tags") == "http://box:11434/api/tags"
+    assert Remote("r", "http://box:11434/").root("/api/tags") == "http://box:11434/api/tags"
+
+
+def test_another_accelerd_says_what_is_loaded_queued_and_displaced() -> None:
+    entry = {
+        "id": "big", "capabilities": ["chat", "tools", "telepathy"], "context_length": 8192, "device": "gpu",
+        "status": {"value": "stopped"}, "queue": 3, "displaces": ["small"],
+    }  # fmt: skip
+    model = listed({"data": [entry, {"id": 7}, "no"]})["big"]
+    tasks = frozenset(("chat", "tools"))
+    assert model == RemoteModel("big", tasks, 8192, False, 3, ("small",), "gpu")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"id": "m", "capabilities": "chat", "context_length": "long", "queue": -1, "status": "loaded"},
+        {"id": "m", "capabilities": [["chat"]], "context_length": True, "queue": 1.5, "status": {"value": 3}},
+        {"id": "m", "displaces": "all", "device": 7},
+    ],
+)
+def test_what_is_of_another_kind_says_nothing(entry: dict[str, Any]) -> None:
+    assert listed({"data": [entry]}) == {"m": RemoteModel("m")}
+
+
+@pytest.mark.parametrize("said", [None, [], {"data": None}, {"models": []}, "text"])
+def test_what_is_no_list_of_models(said: Any) -> None:
+    with pytest.raises(HttpError):
+        listed(said)
+
+
+def test_ollama() -> None:
+    found = ollama_list({"models": [{"name": "qwen3:8b"}, {"name": "bge:latest"}]}, {"models": [{"name": "qwen3:8b"}]})
+    assert [(name, one.loaded) for name, one in found.items()] == [("qwen3:8b", True), ("bge:latest", False)]
+    info = {"general.architecture": "qwen3", "qwen3.context_length": 40960}
+    shown = ollama_shown(found["qwen3:8b"], {"capabilities": ["completion", "tools", "thinking"], "model_info": info})
+    assert (sorted(shown.tasks), shown.context) == (["chat", "completions", "ollama", "tools"], 40960)
+    assert RemoteState(models=found).model("bge") is found["bge:latest"]
+
+
+def test_declared_before_asked_before_usual() -> None:
+    remotes = {"r": Remote("r", "http://box", api="anthropic")}
+    said = RemoteModel("there", frozenset(("chat",)), 4096)
+    spec = ModelSpec("m", engine="remote", remote="r", model="there")
+    assert RemoteEngine(remotes).traits(spec).tasks == {"messages", "tools", "vision"}
+    asked = RemoteEngine(remotes, lambda remote, model: said if (remote, model) == ("r", "there") else None)
+    assert (asked.traits(spec).tasks, asked.traits(spec).context) == ({"chat"}, 4096)
+    declared = ModelSpec("m", engine="remote", remote="r", model="there", capabilities=("embeddings",))
+    assert asked.traits(declared).tasks == {"embeddings"}
+    assert asked.traits(declared).wire_name == "there"
+
+
+class Asked(Remotes):
+    """Counts what is asked, and answers it at once."""
+
+    def __init__(self, now: float = 0.0) -> None:
+        self.time, self.count = now, 0
+        super().__init__(lambda: self.time, {})
+
+    async def _answer(self, name: str) -> RemoteState:
+        self.count += 1
+        state = self._states[name] = RemoteState(self.time, True, models={"m": RemoteModel("m")})
+        return state
+
+
+@pytest.mark.parametrize(("api", "asked"), [("openai", 1), ("anthropic", 1), ("ollama", 3), ("accelerd", 3)])
+def test_remotes_are_asked_beside_requests_and_no_more_often_than_needed(api: Any, asked: int) -> None:
+    async def play() -> int:
+        remotes = Asked()
+        remotes.configure({"r": Remote("r", "http://box", api=api)}, {})
+        for at in (0.0, 0.1, 4.9, 5.1, 9.9, 10.2):
+            remotes.time = at
+            remotes.touch("r")
+            remotes.touch("nobody")
+            await asyncio.gather(*remotes._asking.values())
+        return remotes.count
+
+    assert asyncio.run(play()) == asked
