@@ -190,17 +190,20 @@ def waiting_event(text: str, path: str, model: str) -> bytes:
     return line_of({"model": model, "created_at": date, "message": message, "done": False})
 
 
-def renamed(body: bytes, model: str) -> bytes:
-    """A response, or the data of an event, with this name of the model; the rest is not read."""
+def renamed(body: bytes, model: str, parts: tuple[str, ...] = ("response", "message")) -> bytes:
+    """A response, or the data of an event, with this name of the model; the rest is not read.
+
+    `parts`: with a name of their own, in events of the Responses API and of Anthropic's.
+    """
     try:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     except (msgspec.DecodeError, RecursionError):
         return body
     if bytes(fields.get("model", b"")).startswith(b'"'):
         fields["model"] = msgspec.Raw(msgspec.json.encode(model))
-    for part in ("response", "message"):  # in events of the Responses API and of Anthropic's
+    for part in parts:
         if bytes(fields.get(part, b"")).startswith(b"{"):
-            fields[part] = msgspec.Raw(renamed(bytes(fields[part]), model))
+            fields[part] = msgspec.Raw(renamed(bytes(fields[part]), model, ()))
     return msgspec.json.encode(fields)
 
 

@@ -13,6 +13,7 @@ import socket
 import msgspec
 from msgspec import Struct
 
+from accelerd.base.decoding import from_json
 from accelerd.base.errors import AccelError
 from accelerd.gateway.corrections import error_event
 from accelerd.gateway.response_framing import chunk
@@ -62,4 +63,4 @@ class Parcel:
 def unpack(data: bytes) -> tuple[Waiting, bytes]:
     """What `memory_file` has written. ValueError."""
     head, _, request = data.partition(b"\n")
-    return msgspec.json.decode(head, type=Waiting), request
+    return from_json(head, Waiting), request

@@ -34,7 +34,7 @@ def test_a_load_is_remembered_over_a_restart(daemons: DaemonFactory, site: Site)
 
 def test_a_state_file_of_garbage_is_set_aside(daemons: DaemonFactory, site: Site) -> None:
     path = state_of(daemons)
-    for garbage in (b'{"version": 1, "models": {"x', b"\xff\x00garbage"):
+    for garbage in (b'{"version": 1, "models": {"x', b"\xff\x00garbage", b'{"version": 1, "x": ' + b"[" * 100_000):
         path.write_bytes(garbage)
         daemon = daemons.start(site.model("m"))
         serves(daemon)

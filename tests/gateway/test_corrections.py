@@ -353,7 +353,10 @@ async def test_an_error_in_a_stream_of_messages_has_its_shape(tmp_path: Path) ->
         (b'{"model": null, "message": "model"}', b'{"model":null,"message":"model"}'),
         (b"RIFF\x00", b"RIFF\x00"),
         (b'["model"]', b'["model"]'),
+        (b'{"response":{"response":{"model":"theirs"}}}', b'{"response":{"response":{"model":"theirs"}}}'),
+        (b'{"response":' * 100_000, b'{"response":' * 100_000),
     ],
+    ids=range(9),
 )
 def test_a_response_carries_the_name_that_clients_know(said: bytes, expected: bytes) -> None:
     assert renamed(said, "mine") == expected

@@ -8,16 +8,27 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec, ServerSettings
-from accelerd.gateway.handover import Parcel
+from accelerd.gateway.handover import Parcel, unpack
 from tests.gateway.bench import DONE, SSE_HEAD, Bench, bench, on_both_loops, plain, token, until
 from tests.gateway.client import Client, chat, request
 
 ENDING = AccelError("shutting_down", "accelerd is shutting down", retry_after=5)
 QUICK = ServerSettings(keepalive_after=0.01)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"GET / HTTP/1.1", b'{"local":true}\n', b'{"local":true,"begun":false,"x":' + b"[" * 100_000],
+    ids=range(4),
+)
+def test_what_was_kept_otherwise_is_refused_in_one_way(data: bytes) -> None:
+    with pytest.raises(msgspec.DecodeError):
+        unpack(data)
 
 
 class Keeper:
