@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
@@ -105,7 +105,7 @@ class Preset:
 @cache
 def presets() -> Mapping[str, Preset]:
     """By name."""
-    tables = tomllib.loads(files("accelerd.config").joinpath("presets.toml").read_text(encoding="utf-8"))
+    tables = tomllib.loads(Path(__file__).with_name("presets.toml").read_text(encoding="utf-8"))
     return {name: _preset(table) for name, table in tables.items()}
 
 
