@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from accelerd.base.errors import AccelError
@@ -109,11 +109,15 @@ def test_any_json_is_understood_or_refused(path: str, fields: dict[str, Any]) ->
     assert outcome in ("bad_request", fields.get("model"))
 
 
-@given(st.sampled_from(list(PATHS)), st.binary(max_size=200).filter(lambda body: b'"input"' not in body))
-def test_any_bytes_are_refused_as_a_bad_request(path: str, body: bytes) -> None:
-    with pytest.raises(AccelError, match=r".") as caught:
+@given(st.sampled_from(list(PATHS)), st.binary(max_size=200))
+@example("/v1/embeddings", b'{"content":""}')
+def test_any_bytes_are_understood_or_refused_as_a_bad_request(path: str, body: bytes) -> None:
+    try:
         read_json(path, body)
-    assert caught.value.code == "bad_request"
+        outcome: object = type(json.loads(body))
+    except AccelError as error:
+        outcome = error.code
+    assert outcome in ("bad_request", dict)
 
 
 # --- many keys -------------------------------------------------------------------------------------------------------
