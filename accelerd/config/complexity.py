@@ -130,6 +130,12 @@ class ComplexitySettings:
         ge=-100,
         le=100,
     )
+    prefer_loaded: bool = key(
+        bool,
+        True,
+        "While no model of the tier is in memory, one of a higher tier that is in the memory of this machine, and is "
+        "free, answers.",
+    )
     keep_tier: bool = key(
         bool,
         True,

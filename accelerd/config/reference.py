@@ -75,6 +75,12 @@ SECTIONS: Final = {
     "RouteTable": ("[routes.NAME]", ""),
     "RemoteTable": ("[remotes.NAME]", ""),
     "DeploymentTable": ("[[routes.NAME.deployments]]", ""),
+    "TierMembersTable": ("[routes.NAME.tiers]", ""),
+    "ComplexityTable": ("[routes.NAME.complexity]", ""),
+    "KeywordRuleTable": ("[[routes.NAME.complexity.keyword_tier_rules]]", ""),
+    "DimensionWeightsTable": ("[routes.NAME.complexity.dimension_weights]", ""),
+    "TierBoundariesTable": ("[routes.NAME.complexity.tier_boundaries]", ""),
+    "TokenThresholdsTable": ("[routes.NAME.complexity.token_thresholds]", ""),
 }
 SHORT: Final = {units.DURATION: "a duration", units.SIZE: "a size", NAME: "a name"}
 TERMS: Final = f"""\

@@ -13,10 +13,11 @@ from typing import Any, Final
 from msgspec import Struct
 
 from accelerd.config.command import CommandSettings, of_preset
-from accelerd.config.model import SECTIONS, Config, ModelSpec, Origin, Route, Sampling
+from accelerd.config.model import SECTIONS, Config, ModelSpec, Origin, Sampling
 from accelerd.config.positions import KeyPath
 from accelerd.config.problems import Source
 from accelerd.config.remotes import Remote
+from accelerd.config.routes import route_of
 from accelerd.config.walk import ConfigEntries, ConfigEntry
 
 _NOT_SETTINGS: Final = ("profile",)
@@ -98,7 +99,7 @@ def resolve(tables: ConfigTables, sources: tuple[Source, ...], unfit: Unfit) -> 
         },
         models={name: spec for name, (spec, _) in models.items()},
         routes={
-            name: Route(name, **_settings(table, f"routes.{name}", "route", origins))
+            name: route_of(name, _route_settings(table, f"routes.{name}", origins))
             for name, table in tables.routes.items()
         },
         remotes={name: _remote(name, table, origins) for name, table in tables.remotes.items()},
@@ -123,6 +124,19 @@ def _settings(table: EntryTable, name: str, layer: str, origins: dict[str, Origi
             else:
                 values.setdefault(str(path[0]), {})[str(path[1])] = entry.value
             origins[f"{name}.{'.'.join(map(str, path))}"] = Origin(layer, entry.file, entry.line)
+    return values
+
+
+def _route_settings(table: EntryTable, name: str, origins: dict[str, Origin]) -> dict[str, Any]:
+    """The same of a route, with the tables in it as dictionaries."""
+    values: dict[str, Any] = {}
+    for path, entry in table.items():
+        if entry.usable:
+            inner = values
+            for key in path[:-1]:
+                inner = inner.setdefault(str(key), {})
+            inner[str(path[-1])] = entry.value
+            origins[f"{name}.{'.'.join(map(str, path))}"] = Origin("route", entry.file, entry.line)
     return values
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from accelerd.config import values as toml
+from accelerd.config.complexity import ComplexitySettings, TierMembers, complexity_of, members_of
 from accelerd.config.keys import array, described, key, table
 
 
@@ -65,6 +66,14 @@ class Route:
         "order a loaded model goes before one that is not, then a short queue before a long one, then the weights "
         "decide.",
     )
+    tiers: TierMembers = key(
+        table(TierMembers),
+        TierMembers(),
+        "Instead of `models`, where it depends on how much a request asks for which of them answers.",
+    )
+    complexity: ComplexitySettings = key(
+        table(ComplexitySettings), ComplexitySettings(), "How a route with `tiers` judges requests."
+    )
     fallbacks: tuple[str, ...] = key(
         array(toml.Name),
         (),
@@ -99,12 +108,19 @@ class Route:
     @property
     def members(self) -> tuple[str, ...]:
         """What it answers with in the first place, the lowest order first."""
-        return self.models or tuple(one.model for one in sorted(self.deployments, key=lambda one: one.order))
+        deployments = (one.model for one in sorted(self.deployments, key=lambda one: one.order))
+        return self.models or tuple(deployments) or self.tiers.names
 
     @property
     def refers_to(self) -> tuple[str, ...]:
         """Every name in it."""
         return (*self.members, *self.fallbacks, *self.context_fallbacks)
+
+
+def route_of(name: str, values: dict[str, Any]) -> Route:
+    """Of what was written in its table, and the tables in it."""
+    tiers, complexity = members_of(values.pop("tiers", {})), complexity_of(values.pop("complexity", {}))
+    return Route(name, tiers=tiers, complexity=complexity, **values)
 
 
 def cycle_from(start: str, refers: Mapping[str, Sequence[str]]) -> list[str]:

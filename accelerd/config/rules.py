@@ -10,7 +10,7 @@ import errno
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from accelerd.base import volumes
@@ -19,6 +19,7 @@ from accelerd.base.model_source import Source
 from accelerd.config import flags, key_file, units
 from accelerd.config.clashes import clashes, without_effect
 from accelerd.config.command import presets
+from accelerd.config.complexity import TIERS
 from accelerd.config.model import BUILT_IN, Config, ModelSpec, Origin, Route
 from accelerd.config.named_files import named_files
 from accelerd.config.positions import KeyPath
@@ -235,7 +236,13 @@ def _default_model(entries: ConfigEntries, config: Config) -> Iterator[Problem]:
         yield _problem(entry, ("server", "default_model"), text)
 
 
-ROUTE_LISTS: Final = ("models", "deployments", "fallbacks", "context_fallbacks")
+ANSWERS: Final = ("models", "deployments", "tiers")  # what a route has one of
+
+
+def _lists(route: KeyPath) -> list[KeyPath]:
+    """Where a route names models and routes."""
+    names = ("models", "deployments", *(("tiers", tier.value) for tier in TIERS), "fallbacks", "context_fallbacks")
+    return [(*route, *((name,) if isinstance(name, str) else name)) for name in names]
 
 
 def _routes(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Iterator[Problem]:
@@ -245,40 +252,68 @@ def _routes(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Ite
     told: set[frozenset[str]] = set()
     for name in config.routes:
         path: KeyPath = ("routes", name)
-        models, deployments = entries.get((*path, "models")), entries.get((*path, "deployments"))
-        listed = models or deployments
-        if listed is None:
-            text = "set models = […], in order of preference, or deployments = [{…}], with order and weight"
+        written = [key for key in ANSWERS if (*path, key) in entries]
+        if not written:
+            text = (
+                "set models = […], in order of preference, or deployments = [{…}], with order and weight, or "
+                "tiers = {…}, by how much a request asks for"
+            )
             yield _problem(entries[path], path, text)
-        elif models is not None and deployments is not None:
-            text = f"set either models or deployments, not both; models is set, too ({_where(models)})"
-            yield _problem(deployments, (*path, "deployments"), text)
-        elif not listed.items:
-            yield _problem(listed, (*path, "models" if models else "deployments"), "expected at least one model")
-        for key in ROUTE_LISTS:
-            yield from _known(entries, (*path, key), known)
+        elif len(written) > 1:
+            place = _where(entries[*path, written[0]])
+            text = f"set either {written[0]} or {written[1]}, not both; {written[0]} is set, too ({place})"
+            yield _problem(entries[*path, written[1]], (*path, written[1]), text)
+        elif not config.routes[name].members and not any(INVALID in _values(entries, at) for at in _lists(path)):
+            yield _problem(entries[*path, written[0]], (*path, written[0]), "expected at least one model")
+        for at in _lists(path):
+            yield from _known(entries, at, known)
+        yield from _complexity(entries, path, config.routes[name])
         way = cycle_from(name, refers)
         if way and frozenset(way) not in told:
             told.add(frozenset(way))
-            at = next(key for key in ROUTE_LISTS if way[1] in _named_in(entries.get((*path, key))))
-            yield _problem(entries[*path, at], (*path, at), f"the route leads back to itself: {' → '.join(way)}")
+            at = next(each for each in _lists(path) if way[1] in _named_in(entries, each))
+            yield _problem(entries[at], at, f"the route leads back to itself: {' → '.join(way)}")
     yield from _known(entries, ("server", "default_fallbacks"), known)
+
+
+def _complexity(entries: ConfigEntries, path: KeyPath, route: Route) -> Iterator[Problem]:
+    at = (*path, "complexity")
+    if at in entries and (*path, "tiers") not in entries:
+        yield _problem(entries[at], at, "only a route with tiers judges requests: set tiers = {…}")
+    scores = route.complexity.tier_boundaries
+    if not scores.simple_medium <= scores.medium_complex <= scores.complex_reasoning:
+        text = (
+            f"each tier begins above the one before: simple_medium ({scores.simple_medium}), "
+            f"medium_complex ({scores.medium_complex}), complex_reasoning ({scores.complex_reasoning})"
+        )
+        yield _problem(entries[*at, "tier_boundaries"], (*at, "tier_boundaries"), text)
 
 
 def _known(entries: ConfigEntries, path: KeyPath, known: Sequence[str]) -> Iterator[Problem]:
     """The names in a list, or in the tables of one, are those of models and routes."""
     entry = entries.get(path)
-    for index, ((_, line), name) in enumerate(zip(entry.items, _named_in(entry), strict=True) if entry else ()):
-        if entry is not None and name and name not in known:
+    if entry is None:
+        return
+    places = [((*path, index), line) for index, (_, line) in enumerate(entry.items)] or [(path, entry.line)]
+    for (at, line), name in zip(places, _named_in(entries, path), strict=False):
+        if name and name not in known:
             text = f"there is no model or route {name!r}{did_you_mean(name, known)}"
-            yield Problem(entry.file, line, key_text((*path, index)), text)
+            yield Problem(entry.file, line, key_text(at), text)
 
 
-def _named_in(entry: ConfigEntry | None) -> list[str]:
+def _values(entries: ConfigEntries, path: KeyPath) -> list[Any]:
+    """The elements of a list, or the one value that stands for it."""
+    entry = entries.get(path)
+    if entry is None:
+        return []
+    return [value for value, _ in entry.items] or ([entry.value] if not isinstance(entry.value, tuple) else [])
+
+
+def _named_in(entries: ConfigEntries, path: KeyPath) -> list[str]:
     """One for each element; "" for an invalid one."""
-    values = [value for value, _ in entry.items] if entry is not None else []
     return [
-        "" if value is INVALID else value.model if isinstance(value, Deployment) else str(value) for value in values
+        "" if value is INVALID else value.model if isinstance(value, Deployment) else str(value)
+        for value in _values(entries, path)
     ]
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from accelerd.config import shape
 from accelerd.config.clashes import OF_REMOTE_MODELS
 from accelerd.config.keys import in_toml
-from accelerd.config.model import BUILT_IN, FINE_SETTINGS, Config, ModelSpec, Origin, sections
+from accelerd.config.model import BUILT_IN, FINE_SETTINGS, Config, ModelSpec, Origin, Route, sections
 from accelerd.config.problems import key_text
 from accelerd.config.resolve import CACHE_TYPES
 from accelerd.config.shape import SchemaNode
@@ -75,12 +75,9 @@ def _tables(config: Config) -> Iterator[tuple[str, list[SettingValue]]]:
     routes = root["routes"].names
     for name, route in config.routes.items():
         table = (routes[1].table if routes else None) or {}
-        written = {
-            key: in_toml(child.show, value) for key, child in table.items() if (value := getattr(route, key)) != ()
-        }
         yield (
             key_text(("routes", name)),
-            [_setting(config, f"routes.{name}", key, value) for key, value in written.items() if value != ""],
+            [_setting(config, f"routes.{name}", key, value) for key, value in _written(table, route, Route(""))],
         )
 
     remotes = root["remotes"].names
@@ -90,6 +87,24 @@ def _tables(config: Config) -> Iterator[tuple[str, list[SettingValue]]]:
         shown = [_setting(config, f"remotes.{name}", key, value) for key, value in written.items() if value is not None]
         hidden = [_setting(config, f"remotes.{name}", f"headers.{one}", HIDDEN) for one, _ in remote.headers]
         yield key_text(("remotes", name)), [*shown, *hidden]
+
+
+def _written(table: dict[str, SchemaNode], settings: Any, usual: Any) -> Iterator[tuple[str, Any]]:
+    """What a table has; of the tables in it only what is not as usual."""
+    for key, child in table.items():
+        value, standard = getattr(settings, key), getattr(usual, key)
+        if child.table is not None:
+            if value != standard:
+                yield from ((f"{key}.{inner}", found) for inner, found in _inner(child.table, value, standard))
+        elif value not in ((), "", None):
+            yield key, in_toml(child.show, value)
+
+
+def _inner(table: dict[str, SchemaNode], settings: Any, usual: Any) -> Iterator[tuple[str, Any]]:
+    for key, child in table.items():
+        value = getattr(settings, key)
+        if value != getattr(usual, key):
+            yield key, dataclasses.asdict(value) if child.table is not None else in_toml(child.show, value)
 
 
 def _setting(config: Config, table: str, key: str, value: Any) -> SettingValue:

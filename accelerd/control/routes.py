@@ -5,10 +5,13 @@ from __future__ import annotations
 import msgspec
 
 from accelerd.base.errors import AccelError
+from accelerd.config.complexity import Tier
 from accelerd.config.model import Route
 from accelerd.control.operations import Request, operation
 from accelerd.control.parts import ControlParts
+from accelerd.gateway.request_router import prompted
 from accelerd.routing.health import HealthState
+from accelerd.routing.verdict import Cause, Verdict
 
 
 class RoutesRequest(Request, frozen=True):
@@ -71,14 +74,34 @@ class Candidate(msgspec.Struct):
     why: str
 
 
+class ComplexityPart(msgspec.Struct):
+    """One part of a score. `found`: keywords."""
+
+    name: str
+    score: float
+    weight: float
+    found: list[str]
+
+
+class Complexity(msgspec.Struct):
+    """How much a prompt asks for. `keyword`: of the rule that has decided."""
+
+    tier: Tier
+    score: float
+    cause: Cause
+    keyword: str | None
+    dimensions: list[ComplexityPart]
+
+
 class RouteExplanation(msgspec.Struct):
-    """Which model of a route would answer now, and why."""
+    """Which model of a route would answer now, and why. `complexity`: of the prompt, where the route has tiers."""
 
     route: str
     description: str
     answers: str
     reason: str
     models: list[Candidate]
+    complexity: Complexity | None = None
 
 
 @operation("look", "routes")
@@ -133,8 +156,13 @@ def _table(parts: ControlParts, route: Route) -> RouteTable:
     )  # fmt: skip
 
 
-def explain_route(parts: ControlParts, route: Route) -> RouteExplanation:
-    decision = parts.router.decision(route)
+def explain_route(parts: ControlParts, route: Route, prompt: str | None) -> RouteExplanation:
+    if prompt is not None and not route.tiers.names:
+        raise AccelError(
+            "bad_request", f"{route.name} has no tiers: its choice does not depend on a prompt", param="prompt"
+        )
+    facts = prompted(prompt)
+    decision = parts.router.decision(route, facts)
     known = {snapshot.spec.name: snapshot for snapshot in parts.scheduler.snapshots()}
     return RouteExplanation(
         route=route.name,
@@ -152,4 +180,10 @@ def explain_route(parts: ControlParts, route: Route) -> RouteExplanation:
             )
             for look in decision.looks
         ],
+        complexity=_complexity(parts.router.verdict(route, facts)) if prompt is not None else None,
     )
+
+
+def _complexity(verdict: Verdict) -> Complexity:
+    parts = [ComplexityPart(one.name, one.score, one.weight, list(one.found)) for one in verdict.dimensions]
+    return Complexity(verdict.tier, verdict.score, verdict.cause, verdict.keyword, parts)

@@ -158,6 +158,12 @@ class Explanation(msgspec.Struct):
     history: list[Step]
 
 
+class ExplainRequest(ModelRequest, frozen=True):
+    """`prompt`: a message of a client, for a route with tiers."""
+
+    prompt: str | None = None
+
+
 class LogsRequest(Request, frozen=True):
     model: str
     lines: Annotated[int, msgspec.Meta(ge=0, le=MOST_LINES, description=f"a whole number up to {MOST_LINES}")] = 50
@@ -211,14 +217,16 @@ async def model(parts: ControlParts, request: ModelRequest) -> ModelStatus:
 
 
 @operation("look", "explain")
-async def explain(parts: ControlParts, request: ModelRequest) -> Explanation | RouteExplanation:
+async def explain(parts: ControlParts, request: ExplainRequest) -> Explanation | RouteExplanation:
     """The command line of a model with the reason of each part; of a route, which model would answer.
 
     It changes nothing, so that it takes every name that a request may have, those that only match a pattern too.
     """
     meant = parts.router.directory.meaning(request.model)
     if isinstance(meant, Route):
-        return explain_route(parts, meant)
+        return explain_route(parts, meant, request.prompt)
+    if request.prompt is not None:
+        raise AccelError("bad_request", f"{request.model} is no route: nothing depends on a prompt", param="prompt")
     snapshot = parts.scheduler.snapshot(meant.name if meant is not None else request.model)
     facts = parts.facts(snapshot)
     need = parts.scheduler.would_need(snapshot.spec.name)

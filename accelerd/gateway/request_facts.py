@@ -14,7 +14,9 @@ from accelerd.base.decoding import from_json
 from accelerd.engines.base import Task
 from accelerd.gateway.request_body import FormBody, JsonBody
 from accelerd.gateway.responses import ANTHROPIC, RESPONSES
+from accelerd.routing.asks import last_ask
 from accelerd.routing.sessions import session_of
+from accelerd.routing.verdict import Verdict
 
 CHAT: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"
@@ -30,7 +32,7 @@ RequestInfo = JsonBody | FormBody  # what a request's body tells the router
 class RequestFacts:
     """Of one request to `path`. `media`: what it brings beside text; `named`: its conversation, as a header has it."""
 
-    __slots__ = ("_body", "_named", "_session", "_tokens", "info", "media", "path", "too_long")
+    __slots__ = ("_body", "_named", "_session", "_tokens", "info", "media", "path", "too_long", "verdicts")
 
     def __init__(
         self,
@@ -44,6 +46,7 @@ class RequestFacts:
         self.info = info
         self.media = media
         self.too_long = False  # for a model that it would go to
+        self.verdicts: dict[str, Verdict] = {}  # by route: how much it asks for
         self._body = body
         self._named = named
         self._session: bytes | None = None
@@ -59,6 +62,10 @@ class RequestFacts:
         if self._session is None:
             self._session = session_of(self._body, self._named)
         return self._session
+
+    def ask(self) -> str:
+        """What a person has said last in it; "" if nobody has."""
+        return last_ask(self._body)
 
     def exceeds(self, context: int) -> bool:
         """Is it longer than so many tokens, beyond doubt?

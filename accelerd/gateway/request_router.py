@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
+import msgspec
 from msgspec import Struct
 
 from accelerd.base.errors import AccelError
@@ -24,8 +25,10 @@ from accelerd.routing.balance import Balance
 from accelerd.routing.choice import Decision, Elsewhere, Now, decide, known, placed
 from accelerd.routing.directory import Directory
 from accelerd.routing.health import Health, cools
+from accelerd.routing.judge import Judge
 from accelerd.routing.plan import Plan
 from accelerd.routing.sessions import SessionMemory
+from accelerd.routing.verdict import Verdict
 from accelerd.scheduler.record import Snapshot
 from accelerd.scheduler.service import Scheduler
 
@@ -34,7 +37,6 @@ RANKS: Final = {NPU: 0, "gpu": 2, CPU: 3, "": 2}  # kinds of devices, the most e
 INTEGRATED: Final = 1  # a GPU in the processor
 ELSEWHERE: Final = 4
 COOLDOWN: Final = Route("").cooldown  # s, of a model that no route says anything of
-NOBODY: Final = RequestFacts("", JsonBody())  # asks
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class RequestRouter:
         self._remotes = remotes
         self._usual: dict[tuple[str | None, str], UpstreamTarget] = {}  # (name, path) → target
         self._balance = Balance()
+        self._judge = Judge()
         self.directory = Directory()
         self.health = Health(now)
         self.sessions = SessionMemory[str]()  # by route and conversation the model that has answered last
@@ -78,6 +81,7 @@ class RequestRouter:
         """Take over the names of a configuration."""
         self._usual.clear()
         self._balance.clear()
+        self._judge.configure()
         self.directory = Directory(models, routes, self.kind, default, fallbacks)
         self.health.keep(set(self.directory.models))
         names = self.directory.routes, self.directory.models
@@ -252,9 +256,15 @@ class RequestRouter:
             routes,
         )
 
-    def decision(self, route: Route) -> Decision:
+    def decision(self, route: Route, facts: RequestFacts | None = None) -> Decision:
         """Which model of the route would answer a request now, if all have the capability."""
-        return self._decide(self.directory.plan(route), NOBODY, {})
+        return self._decide(self.directory.plan(route), facts or prompted(None), {})
+
+    def verdict(self, route: Route, facts: RequestFacts) -> Verdict:
+        """How much a request asks for, by a route with tiers."""
+        if route.name not in facts.verdicts:
+            facts.verdicts[route.name] = self._judge.verdict(route, facts.ask(), facts.session())
+        return facts.verdicts[route.name]
 
     def _decide(self, plan: Plan, facts: RequestFacts, lacking: Mapping[str, str]) -> Decision:
         now = Now(
@@ -266,6 +276,7 @@ class RequestRouter:
             self._rank,
             self._elsewhere,
             lambda route: self.sessions.recall(route, facts.session()),
+            lambda route: self.verdict(route, facts),
             self._balance,
         )
         return decide(plan, now, long=facts.too_long)
@@ -317,6 +328,11 @@ class RequestRouter:
         else:
             able = [spec.name for spec in specs if missing in self.traits(spec).tasks]
         return f"these models can: {', '.join(able)}" if able else "no configured model can"
+
+
+def prompted(prompt: str | None) -> RequestFacts:
+    """Of a request with this text, which belongs to no conversation."""
+    return RequestFacts("", JsonBody(), body=msgspec.json.encode({"prompt": prompt}) if prompt is not None else b"")
 
 
 def _serves(traits: Traits, path: str) -> bool:

@@ -2,17 +2,22 @@
 
 Of models in order of preference the first that could begin at once; else the one with the fewest requests before it.
 Of deployments with the same order a loaded one, then the one with the fewest requests before it, then by weight. What
-cannot answer at all, or cools down after a failure, is left out as long as another can.
+cannot answer at all, or cools down after a failure, is left out as long as another can. Of tiers that of the request,
+or a higher one that has a model in memory; then those above, and at last those below.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
+from accelerd.config.complexity import TIERS
+from accelerd.config.model import Route
 from accelerd.routing.balance import Balance, Draw
 from accelerd.routing.plan import Member, Plan, Stage
+from accelerd.routing.verdict import NO_TEXT, Verdict
 from accelerd.scheduler.lifecycle import LEAVING, OCCUPIED, State
 from accelerd.scheduler.record import Snapshot
 
@@ -90,6 +95,7 @@ class Now(Struct):
     rank: Callable[[Snapshot], int] = no_difference
     elsewhere: Callable[[Snapshot], Elsewhere | None] = here  # None: it runs on this machine
     recall: Callable[[str], str | None] = lambda route: None  # which model has answered this conversation last
+    judge: Callable[[Route], Verdict] = lambda route: NO_TEXT  # which tier the request has
     balance: Balance = field(default_factory=Balance)
     long: bool = False  # the request is too long for a model that it would go to
     looks: dict[str, RouteCandidate] = field(default_factory=dict)  # those that were made
@@ -124,8 +130,9 @@ def _names(plan: Plan) -> tuple[str, ...]:
 
 def _first(plan: Plan, now: Now, *, cooling: bool) -> tuple[Stage, Choice, str] | None:
     """The choice of the first stage that has one. `cooling`: of those too that are passed over after a failure."""
-    passed: list[str] = []
-    for stage in (*plan.for_long, *plan.stages) if now.long else plan.stages:
+    stages, tier = _in_order(plan, now, cooling=cooling)
+    passed = [tier] if tier else []
+    for stage in (*plan.for_long, *stages) if now.long else stages:
         able = [choice for member in stage.members for choice in _able(member, now, cooling=cooling)]
         if able:
             choice, why = _best(plan, stage, able, now)
@@ -133,6 +140,34 @@ def _first(plan: Plan, now: Now, *, cooling: bool) -> tuple[Stage, Choice, str] 
             return stage, reached, "; ".join([*passed, *_passed(stage, choice, now), why])
         passed += _passed(stage, None, now)
     return None
+
+
+def _in_order(plan: Plan, now: Now, *, cooling: bool) -> tuple[Sequence[Stage], str]:
+    """The stages as they are asked, and the tier of the request in words, if it has one."""
+    tiers = {stage.tier: stage for stage in plan.stages if stage.tier is not None}
+    if plan.route is None or not tiers:
+        return plan.stages, ""
+    verdict = now.judge(plan.route)
+    enough = [tiers[tier] for tier in TIERS[TIERS.index(verdict.tier) :] if tier in tiers]
+    others = [stage for stage in plan.stages if stage.tier is None]
+    below = [stage for stage in reversed(tiers.values()) if stage not in enough]
+    if plan.route.complexity.prefer_loaded:
+        enough = _loaded_first(enough, now, cooling=cooling)
+    return (*enough, *below, *others), f"the request is {verdict.tier} ({verdict.reason})"
+
+
+def _loaded_first(stages: list[Stage], now: Now, *, cooling: bool) -> list[Stage]:
+    """The tier, its models in memory first; where it has none there, before it a higher tier with one that is free."""
+    for stage in stages:
+        able = [choice for member in stage.members for choice in _able(member, now, cooling=cooling)]
+        loaded = [choice for choice in able if choice.look.loaded]
+        here = [choice for choice in loaded if now.elsewhere(now.snapshots[choice.look.model]) is None]
+        if first := [choice.member for choice in here if choice.look.free]:
+            rest = (member for member in stage.members if member not in first)
+            return [replace(stage, members=(*first, *rest)), *(other for other in stages if other is not stage)]
+        if loaded and stage is stages[0]:
+            break
+    return stages
 
 
 def _passed(stage: Stage, chosen: Choice | None, now: Now) -> Iterator[str]:

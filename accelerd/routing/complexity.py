@@ -2,24 +2,24 @@
 
 The method is LiteLLM's (its complexity router's "heuristic" classifier), so that the same configuration gives the same
 tiers; the code is not. A word counts as a whole word, a phrase or one of Chinese, Japanese or Korean wherever it
-stands. What is sought takes one pass over the text's words however many keywords there are.
+stands. What is sought takes one pass over the text's words however many keywords there are. Of a long message only the
+begin and the end are read, as the event loop waits for it; LiteLLM reads all.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from enum import StrEnum
 from typing import Final
-
-from msgspec import Struct
 
 from accelerd.config.complexity import TIERS, ComplexitySettings, KeywordRule, Tier
 from accelerd.routing import complexity_words as built_in
+from accelerd.routing.verdict import NO_TEXT, Cause, DimensionScore, Verdict
 
 CHARACTERS_A_TOKEN: Final = 4
 MANY_QUESTIONS: Final = 3
 REASONING_MARKERS: Final = 2  # make it a request for reasoning
+MOST_READ: Final = 1 << 16  # characters of a message: half of them at its begin, half at its end
 WORD: Final = re.compile(r"\w+")
 # As LiteLLM has it: of these, none is separated from its neighbours.
 UNSPACED: Final = re.compile(
@@ -29,38 +29,6 @@ STEPS: Final = (("step", re.compile(r"step\s*\d")), (".", re.compile(r"\d\.\s"))
 FIRST: Final = "first"
 THEN: Final = "then"
 AS_ASCII: Final = str.maketrans({"\u017f": "s", "\u0131": "i"})  # which match these letters where case is ignored
-
-
-class Cause(StrEnum):
-    """What has decided a tier."""
-
-    SCORE = "score"
-    REASONING_MARKERS = "reasoning markers"
-    KEYWORD_RULE = "keyword rule"
-    NO_TEXT = "no text"
-    CONVERSATION = "conversation"  # an earlier message of it
-
-
-class DimensionScore(Struct, frozen=True):
-    """One part of a score. `found`: the keywords."""
-
-    name: str
-    score: float
-    weight: float
-    found: tuple[str, ...] = ()
-
-
-class Verdict(Struct, frozen=True):
-    """`keyword`: of the rule that has decided."""
-
-    tier: Tier
-    score: float
-    cause: Cause
-    dimensions: tuple[DimensionScore, ...] = ()
-    keyword: str | None = None
-
-
-NO_TEXT: Final = Verdict(Tier.MEDIUM, 0.0, Cause.NO_TEXT)
 
 
 class Keywords:
@@ -109,7 +77,10 @@ class Classifier:
         """The tier of a message; that of a text without anything in it is not for this to say."""
         if not message:
             return NO_TEXT
-        text = message.lower()
+        read = message
+        if len(message) > MOST_READ:
+            read = f"{message[: MOST_READ // 2]}\n{message[-MOST_READ // 2 :]}"
+        text = read.lower()
         words = set(WORD.findall(text))
         code, reasoning = self._code.found(text, words), self._reasoning.found(text, words)
         technical, simple = self._technical.found(text, words), self._simple.found(text, words)
@@ -126,7 +97,7 @@ class Classifier:
             DimensionScore("simpleIndicators", -1.0 if simple else 0.0, weights.simpleIndicators, simple),
             DimensionScore("multiStepPatterns", 0.5 if has_steps(text) else 0.0, weights.multiStepPatterns),
             DimensionScore(
-                "questionComplexity", 0.5 if message.count("?") > MANY_QUESTIONS else 0.0, weights.questionComplexity
+                "questionComplexity", 0.5 if read.count("?") > MANY_QUESTIONS else 0.0, weights.questionComplexity
             ),
         )
         score = sum([each.score * each.weight for each in dimensions])

@@ -13,6 +13,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import force_setattr
 
+from accelerd.config.complexity import TIERS, Tier
 from accelerd.config.model import ModelSpec, Route
 
 FOR_ALL: Final = "default fallback"
@@ -37,6 +38,7 @@ class Stage(Struct, frozen=True):
     kind: str  # for people: "order 1", "fallback"
     members: tuple[Member, ...]
     balanced: bool = False  # by weight; else in their order, which is one of preference
+    tier: Tier | None = None  # of the requests that it is for
 
 
 class Plan(Struct, frozen=True):
@@ -81,6 +83,9 @@ def plan_of(target: ModelSpec | Route, meaning: Meaning, for_all: Sequence[str] 
 def _own(route: Route, meaning: Meaning) -> Iterator[Stage]:
     if route.models:
         yield Stage("order 1", tuple(_member(name, meaning) for name in route.models))
+    for tier in TIERS:
+        if names := route.tiers.of(tier):
+            yield Stage(f"tier {tier}", tuple(_member(name, meaning) for name in names), tier=tier)
     deployments = sorted(route.deployments, key=lambda one: one.order)
     for order, equal in groupby(deployments, key=lambda one: one.order):
         members = tuple(_member(one.model, meaning, one.weight) for one in equal)

@@ -219,6 +219,24 @@ def test_explain_of_a_route_shows_the_order_and_who_would_answer(ctl: Ctl, daemo
     assert json.loads(ctl("explain", "assistant", "--json").out) == ROUTED
 
 
+def test_explain_with_a_prompt_shows_the_tier_and_what_its_score_is_the_sum_of(ctl: Ctl, daemon: FakeDaemon) -> None:
+    parts = [
+        {"name": "tokenCount", "score": -1.0, "weight": 0.1, "found": []},
+        {"name": "codePresence", "score": 1.0, "weight": 0.3, "found": ["function", "python"]},
+        {"name": "questionComplexity", "score": 0.0, "weight": 0.02, "found": []},
+    ]
+    found = {"tier": "medium", "score": 0.2, "cause": "score", "keyword": None, "dimensions": parts}
+    daemon.answers["GET explain"] = Reply({**ROUTED, "complexity": found})
+    text = ctl("explain", "assistant", "--prompt", "Write a python function & more").out
+    assert daemon.requests[-1].query == {"model": "assistant", "prompt": "Write a python function & more"}
+    assert "medium by score; the score is 0.20\n" in text
+    assert "    -0.100  tokenCount\n    +0.300  codePresence (function, python)\n" in text
+    assert "questionComplexity" not in text
+    ruled = {**found, "cause": "keyword rule", "keyword": "python"}
+    daemon.answers["GET explain"] = Reply({**ROUTED, "complexity": ruled})
+    assert "medium by keyword python; the score" in ctl("explain", "assistant", "--prompt", "python").out
+
+
 def deployment(model: str, **more: Any) -> dict[str, Any]:
     return {
         "stage": "order 1", "member": model, "model": model, "weight": 1, "state": "ready", "device": "cpu",

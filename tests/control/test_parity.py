@@ -95,6 +95,10 @@ CASES = [
     Case("model", code="bad_request"),
     *(Case("explain", {"model": name}, ctl=("explain", name), before="load?model=m")
       for name in ("m", "gpt", "local/m", "both")),
+    *(Case("explain", {"model": "tiered", "prompt": text}, ctl=("explain", "tiered", "--prompt", text))
+      for text in ("hi", "Implement a class in Rust? Think step by step & evaluate it: 100 % sure?", "")),
+    Case("explain", {"model": "both", "prompt": "hi"}, ctl=("explain", "both", "--prompt", "hi"), code="bad_request"),
+    Case("explain", {"model": "m", "prompt": "hi"}, ctl=("explain", "m", "--prompt", "hi"), code="bad_request"),
     Case("explain", {"model": "nobody"}, ctl=("explain", "nobody"), code="model_not_found"),
     Case("routes", ctl=("routes",)),
     Case("routes", {"route": "both"}, ctl=("routes", "both")),
@@ -255,6 +259,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, glib_worker: None) -> Iterat
         site.model("embeds", memory=5_000_000, embeddings=True),
         site.model("slow", "slow-load:60", memory=5_000_000),
         '[routes.both]\nmodels = ["m", "other"]\n',
+        '[routes.tiered.tiers]\nsimple = "m"\nreasoning = "other"\n',
     ]
     programs = directory / "bin"  # no podman: this machine's toolboxes are left alone
     programs.mkdir()

@@ -10,7 +10,8 @@ import pytest
 from accelerd.config.complexity import ComplexitySettings, KeywordRule, Tier, complexity_of
 from accelerd.routing import complexity_words
 from accelerd.routing.asks import last_ask, without_blocks
-from accelerd.routing.complexity import Cause, Classifier, Keywords, has_steps
+from accelerd.routing.complexity import Classifier, Keywords, has_steps
+from accelerd.routing.verdict import Cause
 from tests.routing.tiers import cases
 
 RECORDED = json.loads((cases.HERE / "recorded.json").read_text(encoding="utf-8"))
@@ -126,6 +127,16 @@ def test_a_keyword_is_a_whole_word_a_phrase_or_one_without_spaces() -> None:
         ("我需要开发票了", ("发票",)),
     ):
         assert keywords.found(text, set(text.replace(",", " ").split())) == found, text
+
+
+def test_of_a_very_long_message_the_begin_and_the_end_are_read_and_the_whole_is_measured() -> None:
+    task = "Return the latency of the GPU in Python; evaluate it and think carefully"
+    for text in (task + " hello" * 100_000, "hello " * 100_000 + task):
+        found = {each.name: (each.score, each.found) for each in USUAL.classify(text).dimensions}
+        assert found["tokenCount"] == (1.0, ())
+        assert (found["codePresence"][1], found["technicalTerms"][1]) == (("return", "python"), ("latency", "gpu"))
+        assert found["reasoningMarkers"][1] == ("think carefully", "evaluate")
+    assert USUAL.classify("x" * 65_536 + "\n" + task + "\n" + "x" * 65_536).tier is Tier.SIMPLE
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,11 @@ from accelerd.cli.text import count, printable, span
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a model or a route")
+    parser.add_argument("--prompt", metavar="TEXT", help="of a route with tiers: which of them this message would get")
 
 
 def run(context: Context, args: argparse.Namespace) -> int:
-    answer = context.client.get("explain", model=args.model)
+    answer = context.client.get("explain", model=args.model, prompt=args.prompt)
     out = context.out
     out.result(answer)
     meant = str(answer.get("route") or answer.get("model", args.model))
@@ -67,10 +68,25 @@ def explain_route(context: Context, answer: dict[str, Any]) -> int:
     name = out.style(str(answer["route"]), "bold")
     out.line(f"{name} is a route; a request now goes to {out.style(str(answer.get('answers')), 'bold')}")
     out.wrapped(str(answer.get("reason") or ""), indent="  ")
+    if answer.get("complexity"):
+        show_complexity(context, answer["complexity"])
     section(context, "Order")
     for number, model in enumerate(answer.get("models") or (), 1):
         out.wrapped(f"{model['model']} {model.get('why') or ''}", indent="     ", first=f"  {number}. ")
     return ExitStatus.OK
+
+
+def show_complexity(context: Context, complexity: dict[str, Any]) -> None:
+    """The tier, then what the score is the sum of."""
+    out = context.out
+    section(context, "Complexity")
+    decided = f"keyword {complexity['keyword']}" if complexity.get("keyword") else str(complexity.get("cause") or "")
+    tier = out.style(str(complexity.get("tier")), "bold")
+    out.line(f"  {tier} by {decided}; the score is {complexity.get('score', 0):.2f}")
+    for part in complexity.get("dimensions") or ():
+        if part.get("score"):
+            found = f" ({', '.join(map(printable, part['found']))})" if part.get("found") else ""
+            out.wrapped(f"{part['score'] * part['weight']:+.3f}  {part['name']}{found}", indent="    ")
 
 
 def lives(answer: dict[str, Any]) -> str:
