@@ -58,6 +58,11 @@ class Seat(Struct, frozen=True):
     backend: str = ""  # "": not known
 
 
+REMOTE_UNREACHABLE: Final = (
+    "remote-unreachable"  # the id of one that is no conflict: a server elsewhere does not answer
+)
+
+
 class KnownConflict(Struct, frozen=True):
     """Something that a person should know."""
 

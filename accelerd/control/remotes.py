@@ -10,6 +10,7 @@ import asyncio
 import msgspec
 
 from accelerd.config.remotes import Remote
+from accelerd.control.known_conflicts import REMOTE_UNREACHABLE, KnownConflict
 from accelerd.control.operations import operation
 from accelerd.control.parts import ControlParts
 
@@ -65,3 +66,17 @@ async def _status(parts: ControlParts, remote: Remote) -> RemoteStatus:
         used=[spec.name for spec in used],
         missing=lacks if state.reachable else [],
     )
+
+
+def unreachable(parts: ControlParts) -> list[KnownConflict]:
+    """The remotes that did not answer the last request or question, with the models that they answer for."""
+    found = []
+    for name in parts.remotes.configured:
+        state = parts.remotes.state(name)
+        models = tuple(s.spec.name for s in parts.scheduler.snapshots() if s.spec.elsewhere and s.spec.remote == name)
+        if state.trouble:
+            text = f"the remote {name} does not answer: {state.trouble}"
+            found.append(
+                KnownConflict(REMOTE_UNREACHABLE, models, text, "accelctl remotes asks again", "docs/remotes.md")
+            )
+    return found

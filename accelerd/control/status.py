@@ -19,6 +19,7 @@ from accelerd.control.devices import ClaimStatus, claims_of
 from accelerd.control.known_conflicts import KnownConflict
 from accelerd.control.operations import ModelRequest, Request, operation
 from accelerd.control.parts import ControlParts, DaemonStatus
+from accelerd.control.remotes import unreachable
 from accelerd.control.routes import RouteExplanation, explain_route
 from accelerd.engines.base import Flag
 from accelerd.memory.ledger import Ledger
@@ -194,7 +195,7 @@ async def status(parts: ControlParts) -> Status:
             max_queue=settings.max_queue,
             residues=[ResidueStatus(one.model, one.size, one.where) for one in parts.scheduler.residues],
         ),
-        hazards=parts.conflicts.now(),
+        hazards=[*parts.conflicts.now(), *unreachable(parts)],
         models=models,
         routes=[
             RouteStatus(
@@ -232,6 +233,7 @@ async def explain(parts: ControlParts, request: ExplainRequest) -> Explanation |
     need = parts.scheduler.would_need(snapshot.spec.name)
     plan = facts.plan if facts and facts.plan else await parts.model_info.plan(snapshot.spec, need)
     fits, how = parts.scheduler.placement(snapshot.spec.name)
+    troubles = [one.line for one in unreachable(parts) if snapshot.spec.name in one.models]
     return Explanation(
         model=snapshot.spec.name,
         state=snapshot.state,
@@ -241,7 +243,7 @@ async def explain(parts: ControlParts, request: ExplainRequest) -> Explanation |
         argv=list(plan.argv),
         command=shlex.join(plan.argv),
         flags=list(plan.flags),
-        warnings=[*plan.warnings, *parts.conflicts.of(snapshot, plan)],
+        warnings=[*plan.warnings, *parts.conflicts.of(snapshot, plan), *troubles],
         placement=Placement(
             memory=need.total,
             prompt_cache=need.cache,
@@ -293,7 +295,7 @@ def model_status(parts: ControlParts, snapshot: Snapshot) -> ModelStatus:
         leases=snapshot.leases,
         queue=snapshot.queue,
         idle=snapshot.idle,
-        idle_timeout=spec.idle_timeout,
+        idle_timeout=None if spec.elsewhere else spec.idle_timeout,
         pin=spec.pin,
         held=bool(snapshot.holds),
         preload=spec.preload,

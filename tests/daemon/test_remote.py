@@ -79,6 +79,8 @@ def daemon(factory: DaemonFactory, sites: Site, mac: FakeRemote) -> Iterator[Dae
             remote("steady", f"{mac.url}/v1", **good),
             model("steady", "steady", "big"),
             model("leaves", "steady", "once"),
+            remote("far", "http://nowhere.invalid/v1", key_file=key_file(folder), proxy=claude.url),
+            model("far", "far", "big"),
             remote("open", f"{mac.url}/v1", ca_file=str(CA), key_file=key_file(folder, mode=0o644)),
             model("open", "open", "big"),
             remote("unit", f"{mac.url}/v1", ca_file=str(CA), credential="mac-key"),
@@ -220,6 +222,11 @@ def test_a_key_of_systemds_credentials(daemon: Daemon) -> None:
     assert text_of(daemon.chat("unit")) == HELLO
 
 
+def test_by_a_proxy(daemon: Daemon) -> None:
+    """Which resolves the name."""
+    assert text_of(daemon.chat("far")) == HELLO
+
+
 def test_anthropics_api_has_headers_of_its_own(daemon: Daemon) -> None:
     body = {"model": "claude", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
     answer = daemon.send("POST", "/v1/messages", body)
@@ -273,8 +280,8 @@ def test_concurrency_bounds_the_requests(daemon: Daemon, mac: FakeRemote) -> Non
         with streaming_begun(daemon, "slow"):
             eventually(lambda: daemon.status("slow")["queue"] == 1, "the second waits here")
             assert chats() == before + 1
+    eventually(lambda: daemon.status("slow")["leases"] == 0, "their clients have gone, and nobody waits for the remote")
     mac.go_on()
-    eventually(lambda: daemon.status("slow")["leases"] == 0, "both have left")
 
 
 def streaming_begun(daemon: Daemon, name: str) -> Any:
@@ -329,6 +336,14 @@ def test_remotes_are_listed(beside: Daemon, ollama: FakeRemote) -> None:
     assert "box has no model of the name that lost gives it" in said
     assert "gone: it cannot be reached" in said
     assert "model qwen3:8b" in accelctl(beside, "explain", "qwen")
+
+
+def test_what_a_person_sees_of_one_that_does_not_answer(beside: Daemon) -> None:
+    assert beside.chat("away").status == 502
+    said = "the remote gone does not answer: it cannot be reached: Connection refused"
+    assert said in [one["message"] for one in beside.status()["hazards"]]
+    assert any(said in one for one in beside.control("GET", "explain?model=away").json()["warnings"])
+    assert beside.status("away")["idle_timeout"] is None
 
 
 def test_doctor_looks_at_remotes(beside: Daemon) -> None:

@@ -98,6 +98,8 @@ class Server:
     def _answer(self, connection: socket.socket, request: dict[str, Any]) -> bool:
         """May the connection be used again?"""
         headers, path = request["headers"], request["path"]
+        if path.startswith("http://"):  # it is asked as a proxy
+            path = "/" + path.split("/", 3)[3]
         given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
         if self.key and given != self.key:
             text = f"Incorrect API key provided: {given or 'none'}"

@@ -111,11 +111,13 @@ async def _models(s: CheckContext, path: str) -> list[Check]:
 
 def conflicts(s: CheckContext) -> Iterator[Check]:
     """Is something in use that is known to disturb models on the NPU? Each finding names its source."""
-    if not isinstance(s.status, Failure) and (hazards := s.status.get("hazards")):
-        for one in hazards:
+    from accelerd.control.known_conflicts import REMOTE_UNREACHABLE, RULES
+
+    hazards = [] if isinstance(s.status, Failure) else s.status.get("hazards") or []
+    if on_machine := [one for one in hazards if one["id"] != REMOTE_UNREACHABLE]:
+        for one in on_machine:
             yield Check("npu", "warn", f"{one['message']} ({one['source']})", one["fix"])
         return
-    from accelerd.control.known_conflicts import RULES
     from accelerd.devices import kfd
     from accelerd.devices.files import text
     from accelerd.memory.npu_rules import NPU_ENGINES
