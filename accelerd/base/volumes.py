@@ -138,6 +138,11 @@ def looking() -> list[int]:
         return [one.process.pid for one in _looks.values()]
 
 
+def mounts_below(folder: str) -> list[str]:
+    """Where other volumes are mounted in it, at any depth. Touches none."""
+    return [point for point in _mounts() if point.startswith(os.path.join(os.path.abspath(folder), ""))]
+
+
 def mounts_of(paths: Iterable[str]) -> dict[str, Mount]:
     """Where paths lie, after their links; those on a volume that always answers are left out. Touches no other."""
     mounts = _mounts()
@@ -230,7 +235,7 @@ def _look_there(mount: Mount, paths: Sequence[str]) -> _Look:
         if running is not None:
             return running
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", LOOK, *paths],
+            [sys.executable, "-I", "-S", "-c", LOOK, *(os.path.join(os.getcwd(), path) for path in paths)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd="/",
         )  # fmt: skip
         found = _looks[mount.point] = _Look(mount, time.monotonic(), tuple(paths), process, Future())

@@ -111,7 +111,11 @@ def read(config_file: Path) -> list[Source]:
     """Every file of the configuration in order; none at all when neither file nor folder exists."""
     folder = dropin_dir(config_file)
     sources = []
+    seen = volumes.look(map(str, (config_file.parent, folder, config_file)), DISK_PATIENCE)  # they may be links
     for directory, name in ((config_file.parent, str(config_file.parent)), (folder, folder.name)):
+        if isinstance(found := seen[str(directory)], volumes.NoAnswer):
+            text = f"cannot read the directory: {found.strerror}"
+            return [Source(name, directory, None, Problem(name, None, "", text))]
         problem = _directory_problem(directory, name)
         if problem:
             sources.append(Source(name, directory, None, problem))

@@ -50,10 +50,9 @@ def may_be_missing(spec: ModelSpec) -> bool:
 def files_missing(spec: ModelSpec, home: Path) -> bool:
     """Must they be downloaded before it can be loaded? Reads directories."""
     try:
-        source = Source.parse(spec.model or "")
+        return cached(Source.parse(spec.model or ""), os.environ, home) is None
     except AccelError:
         return False  # the start says what is wrong
-    return cached(source, os.environ, home) is None
 
 
 class ModelInfo:

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from msgspec import Struct
 
+from accelerd.base import volumes
 from accelerd.base.errors import AccelError
 from accelerd.base.files import read_small
 from accelerd.base.model_source import Source
@@ -82,7 +83,11 @@ def place_of(url: str, env: Mapping[str, str], home: Path) -> Path:
 
 
 def cached(source: Source, env: Mapping[str, str], home: Path) -> Files | None:
-    """The files of a model that are here, all of them; None when something is missing."""
+    """The files of a model that are here, all of them; None when something is missing. AccelError: a disk hangs."""
+    try:
+        volumes.check([os.fspath(place_of(source.url, env, home) if source.url else hub_cache(env, home))])
+    except volumes.NoAnswer as error:
+        raise AccelError("download_failed", f"cannot see which models are here: {error.strerror}") from None
     if source.url:
         files = [Path(one) for one in parts(str(place_of(source.url, env, home)))]
         if not all(file.is_file() for file in files):

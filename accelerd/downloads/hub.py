@@ -6,6 +6,7 @@ hub alone and never shown. Blocks: call it in a thread.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +14,7 @@ from urllib.parse import quote
 
 from msgspec import Struct
 
+from accelerd.base import volumes
 from accelerd.base.errors import AccelError
 from accelerd.base.files import read_small
 from accelerd.downloads.cache import expand, hub_home
@@ -61,6 +63,7 @@ def _first_of(files: list[Path]) -> str | None:
     """What the first of the files that can be read says."""
     for file in files:
         try:
+            volumes.check([os.fspath(file)])
             text = read_small(file).decode().strip()
         except (OSError, ValueError):
             continue

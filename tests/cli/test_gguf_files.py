@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from accelerd.cli.failure import Failure
+from accelerd.cli.fit import gguf_files
 from accelerd.cli.fit.gguf_files import (
     by_name,
     by_path,
@@ -141,10 +141,10 @@ def test_the_kernels_own_files_are_not_searched(monkeypatch: pytest.MonkeyPatch)
     folders = ["home", "proc", "sys"]
     walked: list[str] = []
 
-    def walk(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    def walk(top: str, hang: object) -> Iterator[tuple[str, list[str], list[str]]]:
         yield "/", folders, []
         walked.extend(folders)
 
-    monkeypatch.setattr(os, "walk", walk)
+    monkeypatch.setattr(gguf_files, "_walk", walk)
     assert list(files_below(Path("/"))) == []
     assert walked == ["home"]

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from accelerd.base import volumes
 from accelerd.base.sizes import human_size
 from accelerd.cli.checks.base import Check, CheckContext
 
@@ -41,6 +42,12 @@ def directories(s: CheckContext) -> Iterator[Check]:
 
 def directory(id: str, path: Path, *, private: bool) -> Check:
     """A directory, or the nearest one above it that exists."""
+    try:
+        volumes.check([str(path)])
+    except volumes.NoAnswer as error:
+        return Check(
+            id, "fail", f"cannot look into {path}: {error.strerror}", "have the disk answer, or use another one"
+        )
     there = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
     if not there.is_dir():
         return Check(id, "fail", f"{there} is not a directory", f"mv {there} {there}.old")

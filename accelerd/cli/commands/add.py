@@ -6,7 +6,6 @@ Writes only through config.write_dropin, never a file or a model that the user w
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -212,7 +211,7 @@ def in_directory(folder: Path, skipped: list[str]) -> Iterator[NewModel]:
     seen: set[str] = set()
     unseen: list[bool] = []
     for path in sorted(gguf_files.files_below(folder, lambda: unseen.append(True))):
-        real = os.path.realpath(path)
+        real = gguf_files.real_path(path)
         if real in seen:
             continue
         seen.add(real)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerd.base import volumes
+from accelerd.base.errors import AccelError
 from accelerd.base.names import accelctl
 from accelerd.base.ports import Roots
 from accelerd.base.sizes import human_size
@@ -67,7 +69,9 @@ def files_of(context: Context, spec: ModelSpec) -> list[Path]:
 
     named = [Path(spec.path)] if spec.path else []
     if spec.engine == "llama-server" and spec.model and is_source(spec.model):
-        here = cached(Source.parse(spec.model), context.env, context.roots.home)
+        here = None
+        with suppress(AccelError):  # its disk does not answer
+            here = cached(Source.parse(spec.model), context.env, context.roots.home)
         named += [one for one in (here.model, here.mmproj, here.draft) if one is not None] if here is not None else []
     named += [Path(one) for one in (spec.mmproj, spec.draft_model, *(adapter.path for adapter in spec.lora)) if one]
     all_parts = [part for one in named for part in parts(str(one))]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -72,7 +72,12 @@ def without_scheme(text: str) -> str:
 
 def looks_like_path(text: str) -> bool:
     named_as_file = "/" in text and text.lower().endswith(".gguf") and text.partition("/")[0].lower() not in HOSTS
-    return text.startswith(("/", "~", ".")) or Path(text).expanduser().exists() or named_as_file
+    return text.startswith(("/", "~", ".")) or named_as_file or _there(text)
+
+
+def _there(text: str) -> bool:
+    seen = volumes.look([text])[text]
+    return isinstance(seen, volumes.NoAnswer) or not seen.error
 
 
 def by_path(path: Path) -> FoundModel:
@@ -97,6 +102,7 @@ def is_directory(path: Path) -> bool:
 
 def model_at(path: Path) -> FoundModel:
     """The model of which that file is any part. Raises Failure."""
+    is_directory(path)
     found = identify(path)
     if found.first is not None:
         path, found = found.first, identify(found.first)
@@ -115,7 +121,7 @@ def by_name(text: str, places: list[Path]) -> FoundModel:
         for path in files_below(place):
             relative = str(path.relative_to(place)).lower()
             if all(word in relative for word in words):
-                seen.setdefault(os.path.realpath(path), path)
+                seen.setdefault(real_path(path), path)
     candidates = sorted(seen.values())
     exact = [path for path in candidates if text.lower() in (path.name.lower(), path.stem.lower(), name_of(path))]
     if len(exact) == 1:
@@ -132,6 +138,11 @@ def by_name(text: str, places: list[Path]) -> FoundModel:
     return model_at(candidates[0])
 
 
+def real_path(path: Path) -> str:
+    """Of what lies on a disk that does not answer, the path itself."""
+    return str(path) if isinstance(volumes.look([str(path)])[str(path)], volumes.NoAnswer) else os.path.realpath(path)
+
+
 def ambiguous(message: str, candidates: list[Path]) -> Failure:
     more = len(candidates) - SHOWN
     shown = [str(path) for path in candidates[:SHOWN]] + ([f"… and {more} more"] if more > 0 else [])
@@ -142,12 +153,14 @@ def ambiguous(message: str, candidates: list[Path]) -> Failure:
 
 
 def files_below(directory: Path, on_limit: Callable[[], None] = lambda: None) -> Iterator[Path]:
-    """Every model below a directory: first shards only, no projectors, no hidden directories.
+    """Every model below a directory: first shards only, no projectors, no hidden directories, no disks that hang.
 
     `on_limit`: there is more than is looked at.
     """
     left = MAX_ENTRIES
-    for folder, folders, files in os.walk(directory):
+    below = volumes.look(volumes.mounts_below(str(directory)))
+    hang = {point for point, seen in below.items() if isinstance(seen, volumes.NoAnswer)}
+    for folder, folders, files in _walk(str(directory), hang):
         depth = len(Path(folder).relative_to(directory).parts)
         folders[:] = sorted(f for f in folders if not f.startswith(".") and os.path.join(folder, f) not in UNREAL)
         left -= len(files) + len(folders)
@@ -161,6 +174,22 @@ def files_below(directory: Path, on_limit: Callable[[], None] = lambda: None) ->
             shard = SHARD.search(path.stem)
             if path.suffix.lower() == ".gguf" and not is_projector(path) and not (shard and shard[1] != "00001"):
                 yield path
+
+
+def _walk(top: str, hang: Collection[str]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """os.walk, which would look where links of a disk that hangs lead."""
+    folders: list[str] = []
+    files: list[str] = []
+    try:
+        with os.scandir(top) as entries:
+            for entry in entries:
+                if not hang or os.path.abspath(entry.path) not in hang:
+                    (folders if entry.is_dir(follow_symlinks=False) else files).append(entry.name)
+    except OSError:
+        return
+    yield top, folders, files
+    for name in folders:
+        yield from _walk(os.path.join(top, name), hang)
 
 
 def is_projector(path: Path) -> bool:

@@ -13,11 +13,13 @@ from typing import Any, Final, NoReturn
 
 from msgspec import Struct
 
+from accelerd.base import volumes
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.base.model_source import Source
 from accelerd.base.names import accelctl
 from accelerd.config.model import ModelSpec, Origin, SetBy
+from accelerd.config.named_files import named_files
 from accelerd.downloads.cache import cached
 from accelerd.engines.base import ContainerProgram, fail
 from accelerd.estimate.model_kind import Identified, Kind, identify
@@ -56,6 +58,10 @@ class FileReader:
 
     def check(self, spec: ModelSpec) -> SeenFiles:
         """The same. AccelError('model_failed') for a file that cannot be what the configuration says."""
+        try:
+            volumes.check(path for _, path in named_files(spec))
+        except volumes.NoAnswer as error:
+            fail(Cause.LOAD_TIMEOUT, f"cannot read the files of {spec.name}: {error.strerror}")
         seen = self.look(spec)
         if spec.model and not seen.spec.path:
             try:
@@ -88,9 +94,9 @@ class FileReader:
             return spec
         try:
             source = Source.parse(spec.model)
+            found = cached(source, self._environ, Path(self._environ.get("HOME") or Path.home()))
         except AccelError:  # `check` says so
             return spec
-        found = cached(source, self._environ, Path(self._environ.get("HOME") or Path.home()))
         if found is None:
             return spec
         own = {"mmproj": found.mmproj, "draft_model": found.draft}
@@ -135,6 +141,7 @@ def footprint(spec: ModelSpec) -> tuple[int, str]:
     total = 0
     for path in [*files, *([spec.mmproj] if spec.mmproj else [])]:
         try:
+            volumes.check([path])
             total += os.stat(path).st_size
         except OSError as e:
             return 0, f"unknown: cannot read {path}: {e.strerror}"
