@@ -205,7 +205,7 @@ class RemoteClient:
                         proxy=self.remote.proxy,
                         trace_request_ctx=reused,
                     )
-            except (self._library.ServerDisconnectedError, ConnectionResetError, BrokenPipeError):
+            except (self._library.ServerDisconnectedError, self._library.ClientOSError, ConnectionResetError):
                 if not reused:
                     raise
 
