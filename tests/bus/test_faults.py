@@ -7,12 +7,14 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, cast
 
 import psutil
 import pytest
 
 from accelerd.base import names
+from accelerd.system.dbus import peers
 from accelerd.system.dbus.peers import (
     BURST,
     CALLS_IN_ALL,
@@ -298,6 +300,48 @@ def test_who_calls_without_end_is_slowed_and_others_are_not() -> None:
     assert callers.pace(":1.1") == 5
     now += 60
     assert [callers.pace(":1.1") for _ in range(BURST + 1)] == [0] * BURST + [5]
+
+
+def test_with_a_new_bus_a_client_of_the_same_name_is_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old one's calls that still wait for their turn are not carried out."""
+    come: list[str] = []
+    gone: list[str] = []
+    monkeypatch.setattr(peers, "follow_owner", lambda bus, name, changed: SimpleNamespace(unsubscribe=lambda: None))
+    monkeypatch.setattr(peers, "ask_owner", lambda bus, name, told: None)
+    callers = Callers(come.append, gone.append)
+    callers.attach(object())
+    old = callers.see(":1.1")
+    for _ in range(CALLS_PER_CLIENT):
+        callers.begin(":1.1", 0)
+    assert callers.see(":1.1") is old
+    assert callers.there(":1.1", old)
+    callers.detach()
+    assert not callers.there(":1.1", old)
+    callers.attach(object())
+    new = callers.see(":1.1")
+    assert (callers.there(":1.1", new), callers.there(":1.1", old)) == (True, False)
+    callers.begin(":1.1", 0)  # none of the old ones counts
+    assert (come, gone) == ([":1.1", ":1.1"], [":1.1"])
+
+
+async def test_after_a_new_broker_no_call_of_the_old_one_is_carried_out(broker: Bus, client: Client) -> None:
+    desk = BusService()
+    get = ("org.freedesktop.DBus.Properties", "Get", "(ss)", names.BUS_MODEL, "InFlight")
+    async with on_bus(broker, desk) as bus:
+        for _ in range(BURST // 50):
+            for _ in range(50):
+                client.send(MODEL, *get)
+            assert await client.ask(MODEL, *get) == (0,)
+        for number in range(CALLS_PER_CLIENT):
+            client.send(MODEL, names.BUS_MODEL, "GetOutput", "(u)", number)
+        await until(lambda: desk.calls, "the first of those that wait is carried out")
+        kill(broker)
+        await until(lambda: bus.degraded is not None, "it is noticed")
+        carried_out = len(desk.calls)
+        broker.start()
+        await until(lambda: bus.degraded is None, "the name is back")
+        assert await call(broker, MODEL, names.BUS_MODEL, "ResetFailed") == ""
+        assert [one.method for one in desk.calls[carried_out:]] == ["ResetFailed"]
 
 
 async def test_slowed_calls_are_answered_in_their_order(broker: Bus, client: Client) -> None:
