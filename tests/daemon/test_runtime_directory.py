@@ -69,6 +69,20 @@ def test_no_second_daemon_starts_meanwhile(daemons: DaemonFactory, site: Site) -
     assert answers(first)
 
 
+def test_what_lies_in_the_place_of_the_instances_is_named(daemons: DaemonFactory, site: Site) -> None:
+    daemon = daemons.start(QUICK + site.model("m"))
+    folder = daemon.control_socket.parent / "instances"
+    if folder.exists():
+        folder.rmdir()
+    folder.write_text("of somebody else")
+    answer = daemon.chat("m")
+    assert answer.status == 503
+    assert str(folder) in answer.json()["error"]["message"]
+    assert "Traceback" not in daemon.output()
+    folder.unlink()
+    eventually(lambda: daemon.chat("m").status == 200, "it is served when that has gone")
+
+
 def test_where_it_cannot_be_made_that_is_said(daemons: DaemonFactory, site: Site) -> None:
     daemon = daemons.start(site.model("m"))
     folder = daemon.control_socket.parent

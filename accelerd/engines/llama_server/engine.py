@@ -7,6 +7,7 @@ the program's own `--help`; never spawns, stops or asks a server.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
@@ -424,7 +425,8 @@ class LlamaServer(Engine):
             why = f"{runtime} is no place for a socket that --host can name"
         if why or path is None:
             return Endpoint(port=self._port()), f"transport = unix: {why}; TCP is used" if wanted == "unix" else None
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        with contextlib.suppress(OSError):  # the start, which makes it, too, says why it cannot be made
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         return Endpoint(unix=path), None
 
     @staticmethod
