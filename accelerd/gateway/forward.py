@@ -27,6 +27,7 @@ from accelerd.gateway.dialects.translation import (
     answering_as,
 )
 from accelerd.gateway.going_on import Attempts, GoingOn, all_failed
+from accelerd.gateway.health_checks import HealthChecks
 from accelerd.gateway.one_by_one import JoinedStreams, bodies_of, joined
 from accelerd.gateway.relay import Relay, never
 from accelerd.gateway.remote_upstream import RemotePool
@@ -122,7 +123,8 @@ class Forwarder:
         self._upstreams = upstreams
         self._sweeper = sweeper
         self._remotes = remotes
-        self._going_on = GoingOn(router)
+        self.checks = HealthChecks(router.health, remotes)
+        self._going_on = GoingOn(router, self.checks)
         self._loop = asyncio.get_running_loop()
 
     def start(self, request: InferenceRequest, relay: Relay) -> None:
@@ -275,7 +277,8 @@ class Forwarder:
     def _describe(self, relay: Relay, request: InferenceRequest) -> None:
         """What the relay must know of the target."""
         target, translated = request.target, request.translate()
-        relay.busy_statuses, relay.misnamed = target.busy_statuses, target.wire_name is not None
+        relay.busy_statuses = target.busy_statuses
+        relay.misnamed = target.wire_name is not None or request.info.model not in (None, target.model)
         relay.translated = None
         if target.translation is not None and translated is not None:
             name = request.info.model or target.model

@@ -113,6 +113,7 @@ class Gateway:
 
     def close(self) -> None:
         """After the last request."""
+        self._forwarder.checks.close()
         self.sweeper.close()
         self.bodies.close()
 

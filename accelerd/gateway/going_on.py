@@ -14,6 +14,7 @@ from msgspec import Struct, field
 
 from accelerd.base.errors import AccelError
 from accelerd.gateway.corrections import TOO_LONG
+from accelerd.gateway.health_checks import HealthChecks
 from accelerd.gateway.request_facts import RequestFacts
 from accelerd.gateway.request_router import RequestRouter, UpstreamTarget
 
@@ -42,8 +43,9 @@ class Attempts(Struct):
 class GoingOn:
     """For all requests."""
 
-    def __init__(self, router: RequestRouter) -> None:
+    def __init__(self, router: RequestRouter, checks: HealthChecks) -> None:
         self._router = router
+        self._checks = checks
 
     def another(
         self,
@@ -102,6 +104,8 @@ class GoingOn:
             self._router.succeeded(target, facts)
             return
         self._router.failed(target, error)
+        if (spec := self._router.directory.models.get(target.model)) is not None:
+            self._checks.begin(spec, error)
         faults = [name for name, one in attempts.failed.items() if one.fields.get("engine_status") in FAULTS]
         if error.fields.get("engine_status") in FAULTS and faults:
             for name in (*faults, target.model):  # what breaks two engines is the request

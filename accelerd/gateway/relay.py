@@ -119,7 +119,7 @@ class Relay:
         self.called = ""  # the client's name for the model
         self.route, self.attempt = "", 1  # see response_head
         self.verdict: AccelError | None = None  # what the engine's answer says of it, if that is an error
-        self.misnamed = False  # does the engine have another name for the model?
+        self.misnamed = False  # does the engine call the model otherwise than the client?
         self.translated: TranslatedResponse | None = None  # where the engine's API is not the client's
         self.several = False  # are several prompts answered in one stream?
         self.joined: JoinedStreams | None = None  # what makes one of several streams
@@ -304,6 +304,8 @@ class Relay:
             self.first_byte = self._now()
         streams = head.status == 200 and head.content_type.startswith(STREAMS)
         whole = self.only_stream or self._path in PLAIN or self.translated is not None
+        named = self.misnamed and head.content_type.startswith(b"application/json")
+        whole = whole or (named and (head.length or 0) <= MAX_COLLECTED)
         if not streams and (self.committed or head.status >= 400 or whole):
             return self._keep(head)
         correction = self._correction_of_stream() if streams else None

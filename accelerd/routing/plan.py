@@ -69,15 +69,20 @@ def _models(stages: Iterable[Stage], *, long: bool = False) -> tuple[str, ...]:
 
 def plan_of(target: ModelSpec | Route, meaning: Meaning, for_all: Sequence[str] = ()) -> Plan:
     """`for_all`: names of what answers if nothing else can."""
-    last = _in_turn(FOR_ALL, [name for name in for_all if meaning(name) is not target], meaning)
     if isinstance(target, ModelSpec):
-        return Plan(target.name, None, (Stage("order 1", (Member(target.name),)), *last))
-    return Plan(
-        target.name,
-        target,
-        (*_own(target, meaning), *_in_turn("fallback", target.fallbacks, meaning), *last),
-        _in_turn("context fallback", target.context_fallbacks, meaning),
-    )
+        own: tuple[Stage, ...] = (Stage("order 1", (Member(target.name),)),)
+        return Plan(target.name, None, (*own, *_last(own, meaning, for_all)))
+    own = (*_own(target, meaning), *_in_turn("fallback", target.fallbacks, meaning))
+    for_long = _in_turn("context fallback", target.context_fallbacks, meaning)
+    return Plan(target.name, target, (*own, *_last(own, meaning, for_all, target)), for_long)
+
+
+def _last(
+    own: Sequence[Stage], meaning: Meaning, names: Sequence[str], asked: Route | None = None
+) -> tuple[Stage, ...]:
+    """The fallbacks of all, without what is asked before."""
+    known = {member.name for stage in own for member in stage.members} | ({asked.name} if asked is not None else set())
+    return tuple(stage for stage in _in_turn(FOR_ALL, names, meaning) if stage.members[0].name not in known)
 
 
 def _own(route: Route, meaning: Meaning) -> Iterator[Stage]:
