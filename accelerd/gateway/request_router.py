@@ -124,6 +124,23 @@ class RequestRouter:
         return target
 
     def _of_several(self, plan: Plan, facts: RequestFacts) -> UpstreamTarget:
+        return self._at_once(plan, facts) or self._of_all(plan, facts)
+
+    def _at_once(self, plan: Plan, facts: RequestFacts) -> UpstreamTarget | None:
+        """The usual case, without a look at all the others: the first one is loaded, and nothing else is at work."""
+        name = plan.favourite
+        if not name or not self._scheduler.alone(name) or self.health.why_not(name):
+            return None
+        spec = self.directory.models[name]
+        context = self.context(spec)
+        if spec.elsewhere or (context is not None and facts.exceeds(context)):
+            return None
+        if _missing(self.traits(spec), facts.path, facts.info, facts.media) is not None:
+            return None
+        log.debug("%s is answered by %s: it is free", plan.name, name)
+        return self.target_of(spec, facts.path, facts.info, facts.media, plan.way)
+
+    def _of_all(self, plan: Plan, facts: RequestFacts) -> UpstreamTarget:
         lacking = self._lacking(plan, facts)
         if all(name in lacking for name in plan.usual):
             raise self._none_can(plan, lacking, facts.path)

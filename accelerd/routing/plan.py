@@ -51,10 +51,18 @@ class Plan(Struct, frozen=True):
     own: tuple[str, ...] = ()  # each model that may answer without the fallbacks of all, in the order of the stages
     usual: tuple[str, ...] = ()  # with these
     models: tuple[str, ...] = ()  # with those for long requests, too
+    favourite: str = ""  # the model that answers whenever it could begin at once; "": there is more to decide
+    way: tuple[str, ...] = ()  # the routes to it
 
     def __post_init__(self) -> None:
         force_setattr(self, "own", _models([stage for stage in self.stages if stage.kind != FOR_ALL]))
         force_setattr(self, "usual", _models(self.stages))
+        route, stage = self.route, self.stages[0]
+        if route is not None and not (stage.balanced or route.session_affinity or route.prefer == "efficiency"):
+            first = stage.members[0]
+            inner = first.plan
+            force_setattr(self, "favourite", first.name if inner is None else inner.favourite)
+            force_setattr(self, "way", (self.name, *(inner.way if inner is not None else ())))
         force_setattr(self, "models", _models((*self.for_long, *self.stages), long=True))
 
     def reach(self, *, long: bool) -> tuple[str, ...]:

@@ -396,6 +396,14 @@ class Core:
         now = self._clock.monotonic()
         return [snapshot(record, now, self.residues) for record in self._admission.records.values()]
 
+    def alone(self, name: str) -> bool:
+        """Is the model loaded with a free slot, and no other at work? Quick."""
+        record = self._names.get(name)
+        if record is None or record.state is not State.READY or record.waiting or record.leases >= record.spec.slots:
+            return False
+        others = self._admission.records.values()
+        return not any(one.active or one.waiting for one in others if one is not record)
+
     def placed(self, name: str) -> str:
         """The first device that a model was placed on, a GPU before an NPU; "": on none, or that was not decided."""
         record = self._names.get(name)

@@ -15,8 +15,11 @@ from accelerd.config.model import ModelSpec, Route, ServerSettings
 from accelerd.config.routes import Deployment
 from accelerd.engines.base import Traits
 from accelerd.gateway import going_on
-from tests.gateway.bench import ALL, DONE, SSE_HEAD, Asked, Bench, Speaker, bench, on_both_loops, plain, token
-from tests.gateway.client import Client, Response, chat
+from accelerd.gateway.request_facts import RequestFacts
+from accelerd.gateway.request_router import UpstreamTarget
+from accelerd.routing.plan import Plan
+from tests.gateway.bench import ALL, DONE, SSE_HEAD, Asked, Bench, Speaker, bench, on_both_loops, plain, token, until
+from tests.gateway.client import Client, Response, chat, request
 
 NAMES = ("a", "b", "c", "d")
 MODEL, ROUTE, ATTEMPTS = "x-accelerd-model", "x-accelerd-route", "x-accelerd-attempts"
@@ -272,3 +275,29 @@ async def test_an_image_goes_to_whoever_can_see(tmp_path: Path) -> None:
         answers(b, {})
         picture = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]
         assert [await who(client), await who(client, messages=picture)] == ["a 1", "b 1"]
+
+
+@on_both_loops
+async def test_the_usual_case_is_decided_as_all_others_are(tmp_path: Path) -> None:
+    """Once the first model is loaded and nothing else is at work, nobody looks at the others."""
+    async with table(tmp_path, Route("r", ("a", "b")), contexts={"a": 100, "b": 900}) as b, await b.client() as client:
+        asked = answers(b, {})
+        router, all_of_them = b.gateway.router, list[str]()
+        decide = router._of_all
+
+        def of_all(plan: Plan, facts: RequestFacts) -> UpstreamTarget:
+            all_of_them.append(plan.name)
+            return decide(plan, facts)
+
+        router._of_all = of_all  # type: ignore[method-assign]
+        assert [await who(client) for _ in range(3)] == ["a 1"] * 3
+        assert len(all_of_them) == 1, "it was not loaded"
+        assert await who(client, messages=[{"role": "user", "content": "a word " * 150}]) == "b 1"
+        b.engine.script = b.engine.never
+        async with await b.client() as other:
+            other.send(request(body=chat("d")))
+            await until(lambda: b.leases("d"), "another model works")
+            answers(b, {})
+            assert await who(client) == "a 1"
+            assert len(all_of_them) == 3, "they share the processor"
+        assert asked == ["a", "a", "a", "b"]

@@ -130,6 +130,22 @@ def test_a_model_elsewhere_is_there_at_all_times_and_has_requests_of_others() ->
     assert chosen([route], states={"b": {"leases": 1}}, **more).model == "b"
 
 
+def test_the_favourite_is_who_would_be_chosen_while_it_is_free() -> None:
+    inner = Route("inner", ("b", "a"))
+    plain = [ModelSpec(name, path="/m") for name in "abcdef"]
+    for route, name, way in (
+        (Route("r", ("a", "b")), "a", ("r",)),
+        (Route("r", ("inner", "a")), "b", ("r", "inner")),
+        (Route("r", ("a",), session_affinity=True), "", ()),
+        (Route("r", ("a", "b"), prefer="efficiency"), "", ()),
+        (TWO_ORDERS, "", ()),
+    ):
+        plan = Directory(plain, [route, inner]).plan(route)
+        assert (plan.favourite, plan.way) == (name, way)
+        decision = chosen([route, inner])
+        assert not name or (decision.model, decision.routes) == (name, way)
+
+
 def test_what_a_member_does_not_mean_any_more_is_passed_over() -> None:
     route = Route("r", ("gone", "a"))
     directory = Directory([ModelSpec("a", path="/m")], [route])
