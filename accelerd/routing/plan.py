@@ -58,7 +58,8 @@ class Plan(Struct, frozen=True):
         force_setattr(self, "own", _models([stage for stage in self.stages if stage.kind != FOR_ALL]))
         force_setattr(self, "usual", _models(self.stages))
         route, stage = self.route, self.stages[0]
-        if route is not None and not (stage.balanced or route.session_affinity or route.prefer == "efficiency"):
+        choosy = stage.balanced or stage.tier is not None
+        if route is not None and not (choosy or route.session_affinity or route.prefer == "efficiency"):
             first = stage.members[0]
             inner = first.plan
             force_setattr(self, "favourite", first.name if inner is None else inner.favourite)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from accelerd.config.complexity import TierMembers
 from accelerd.config.model import ModelSpec, Route
 from accelerd.config.routes import Deployment
 from accelerd.routing.balance import Balance
@@ -139,6 +140,7 @@ def test_the_favourite_is_who_would_be_chosen_while_it_is_free() -> None:
         (Route("r", ("a",), session_affinity=True), "", ()),
         (Route("r", ("a", "b"), prefer="efficiency"), "", ()),
         (TWO_ORDERS, "", ()),
+        (Route("r", tiers=TierMembers(simple=("a",))), "", ()),
     ):
         plan = Directory(plain, [route, inner]).plan(route)
         assert (plan.favourite, plan.way) == (name, way)
