@@ -72,8 +72,11 @@ def _amount(expects: str, parse: Parse, show: Parse, json_pattern: str, least: f
     return _type(expects, checked, json_pattern, show=lambda value: word if value is None else show(value))
 
 
-def _text(pattern: str, expects: str, *, json: bool = False) -> Any:
-    """The type of a string that matches the pattern as a whole. `json`: the JSON Schema has the pattern, too."""
+def _text(pattern: str, expects: str, *, json: bool = False, secret: bool = False) -> Any:
+    """The type of a string that matches the pattern as a whole. `json`: the JSON Schema has the pattern, too.
+
+    `secret`: a wrong one is not quoted back.
+    """
     compiled = re.compile(pattern)
 
     def checked(value: str) -> str:
@@ -81,7 +84,7 @@ def _text(pattern: str, expects: str, *, json: bool = False) -> Any:
             raise ValueError(expects)
         return value
 
-    return Annotated[str, _type(expects, checked, f"^{pattern}$" if json else None)]
+    return Annotated[str, _type(expects, checked, f"^{pattern}$" if json else None, secret=secret)]
 
 
 CACHE_TYPE: Final = 'a type such as "f16", "q8_0", "q5_1" or "q4_0", or another that the program knows'
@@ -253,6 +256,7 @@ WebOrigin = _text(
 RemoteUrl = _text(
     rf"https?://{_AUTHORITY}(?:/[A-Za-z0-9._~/-]*)?",
     'the address of a server, such as "https://mac.lan:1234/v1" (no user, no query; a key is written in key_file)',
+    secret=True,
 )
 ProxyUrl = _text(rf"http://{_AUTHORITY}/?", 'the address of an HTTP proxy, such as "http://proxy.lan:3128"')
 HeaderName = Annotated[str, _type(_HEADER_NAME, _header_name)]

@@ -1,0 +1,75 @@
+"""[remotes.NAME] and models of the engine `remote`: what is taken, shown and refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from accelerd.config.diff import diff
+from accelerd.config.show import show
+from tests.config.config_home import Home
+
+MAC = '[remotes.mac]\nurl = "https://mac.lan:1234/v1"\n'
+BIG = '[models.big]\nengine = "remote"\nremote = "mac"\nmodel = "qwen3-30b"\n'
+
+
+def test_a_remote_and_its_model(home: Home) -> None:
+    text = MAC + 'stall_timeout = "30s"\nheaders = {X-Team = "blue"}\n' + BIG + 'capabilities = ["chat"]\n'
+    config = home.load(text)
+    remote, spec = config.remotes["mac"], config.models["big"]
+    assert (remote.api, remote.stall_timeout, remote.headers) == ("openai", 30.0, (("X-Team", "blue"),))
+    assert (spec.elsewhere, spec.capabilities, spec.slots) == (True, ("chat",), 1)
+
+
+def test_values_of_headers_are_not_shown(home: Home) -> None:
+    said = show(home.load(MAC + 'headers = {Authorization = "Basic secret"}\n' + BIG))
+    assert "secret" not in said
+    assert 'url = "https://mac.lan:1234/v1"' in said
+    assert "Basic secret" not in repr(home.load(MAC + 'headers = {Authorization = "Basic secret"}\n' + BIG))
+
+
+def test_defaults_for_models_here_do_not_concern_it(home: Home) -> None:
+    config = home.load('[defaults]\nhome = "toolbox"\ngroup = "gpu"\n' + MAC + BIG)
+    assert not config.models["big"].contained
+
+
+def test_its_models_are_replaced_when_a_remote_changes(home: Home) -> None:
+    before, after = home.load(MAC + BIG), home.load(MAC.replace("1234", "1235") + BIG)
+    changes = diff(before, after)
+    assert (changes.relaunch, changes.settings) == (("big",), ("remotes.mac",))
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "words"),
+    [
+        (BIG, "models.big.remote", "there is no [remotes.mac]"),
+        (MAC + BIG.replace('"mac"', '"mack"'), "models.big.remote", "did you mean 'mac'"),
+        (MAC + BIG.replace('remote = "mac"\n', ""), "models.big", 'set remote = "…"'),
+        (MAC + BIG.replace('model = "qwen3-30b"\n', ""), "models.big", "the name that the remote has for it"),
+        ('[remotes.mac]\napi = "openai"\n' + BIG, "remotes.mac", 'set url = "…"'),
+        (MAC + 'key_file = "/k"\ncredential = "k"\n' + BIG, "remotes.mac.credential", "not both"),
+        ('[remotes.mac]\nurl = "ftp://mac"\n' + BIG, "remotes.mac.url", "the address of a server"),
+        ('[remotes.mac]\nurl = "https://me:pw@mac"\n' + BIG, "remotes.mac.url", "the address of a server"),
+        (MAC + 'headers = {Host = "x"}\n' + BIG, "remotes.mac.headers.Host", "the name of a header"),
+        (MAC + 'headers = {X = "a\\nb"}\n' + BIG, "remotes.mac.headers.X", "a text on one line"),
+        (MAC + 'proxy = "socks5://box:1080"\n' + BIG, "remotes.mac.proxy", "an HTTP proxy"),
+    ],
+)
+def test_mistakes(home: Home, text: str, key: str, words: str) -> None:
+    config, problems = home.check(text)
+    assert config is None
+    errors = [one for one in problems if one.severity == "error"]
+    assert [one.key for one in errors] == [key]
+    assert words in errors[0].message
+    assert ":pw" not in errors[0].message
+
+
+def test_a_key_that_others_can_read_keeps_nothing_from_being_served(home: Home) -> None:
+    path = home.write("sk-1\n", "mac.key")
+    path.chmod(0o644)
+    text = MAC.replace("https", "http") + f'key_file = "{path}"\nca_file = "/no/such/file"\n' + BIG
+    config, problems = home.check(text)
+    assert config is not None
+    said = {one.key: one.message for one in problems}
+    assert "chmod 600" in said["remotes.mac.key_file"]
+    assert "without encryption" in said["remotes.mac.url"]
+    assert "no such file" in said["remotes.mac.ca_file"]
