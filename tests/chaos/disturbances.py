@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.chaos import lemonade
 from tests.chaos.clients import Client
 from tests.daemon.kit import marked, side_by_side
 from tests.daemon.rounds import Kind, World, unheeded
@@ -34,6 +35,7 @@ HOMES = {
     "deaf": Kind("systemd", "ignore-term", {"stop_timeout": 0.2}),
     "stream": Kind("systemd", "slow-token:20"),
     "child": Kind("child", "slow-token:20"),
+    **lemonade.models(),
 }
 
 
@@ -46,9 +48,12 @@ class DisturbedWorld(World):
         self, service: Service, models: dict[str, Kind], *, tcp: bool, seed: int, lasting: bool = False
     ) -> None:
         super().__init__(service, models, tcp=tcp, seed=seed)
+        self.engines = lemonade.engines()
+        lemonade.prepare(service)
         self.deeds += [
             self.terminate_daemon, self.freeze, self.fill_the_disk, self.storm_of_configurations,
             self.storm_of_clients, self.storm_of_clients, self.storm_of_callers, self.restart_the_broker,
+            self.kill_lemonade,
         ]  # fmt: skip
         if lasting:
             self.deeds = [deed for deed in self.deeds if deed.__name__ not in ENDINGS]
@@ -69,6 +74,13 @@ class DisturbedWorld(World):
             do(unheeded, self.service.chat, name)
             time.sleep(self.chance.uniform(0, 1.5))
             os.kill(pid, signal.SIGCONT)
+
+    def kill_lemonade(self) -> None:
+        """The server of several models ends: all of them do, and others go on."""
+        self.done.append("kill the Lemonade Server")
+        for pid in self.service.lemonade_server():
+            self.service.manager.run(["kill", "-KILL", str(pid)])
+            eventually(lambda pid=pid: not psutil.pid_exists(pid), "its end")
 
     def fill_the_disk(self) -> None:
         """No file of the daemon and its children may grow."""
@@ -186,12 +198,12 @@ class DisturbedWorld(World):
         }
 
     def descriptors(self) -> Counter[str]:
-        """What the daemon has open, without the numbers."""
+        """What the daemon has open, without numbers and the tags of instances."""
         pid, found = int(self.service.status()["pid"]), Counter[str]()
         sockets = {one.fd: f"socket {one.laddr} {one.status}" for one in psutil.Process(pid).net_connections("all")}
         for entry in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
-                found[re.sub(r"\d+", "N", sockets.get(int(entry.name)) or str(entry.readlink()))] += 1
+                found[re.sub(r"[0-9a-f]*\d[0-9a-f]*", "N", sockets.get(int(entry.name)) or str(entry.readlink()))] += 1
         return found
 
     def left(self) -> dict[str, int]:
@@ -203,6 +215,7 @@ class DisturbedWorld(World):
         return {
             "processes": len(marked(self.service)),
             "units": len(self.service.model_units()),
+            "processes of Lemonade": len(self.service.lemonade()),
             "sockets": sum(name.endswith(".sock") for name in files),
             "other files of models": sum(not name.endswith(".sock") for name in files),
         }

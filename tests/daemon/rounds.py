@@ -7,6 +7,7 @@ table FILES. The tests say which models there are; ACCELERD_TEST_ROUNDS how many
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import random
 import time
@@ -33,6 +34,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "toolbox": ("exec", "json", "out"),
     "distrobox": ("exec", "json", "out"),
     "podman": ("json", "out"),
+    "lemonade": ("json",),
 }
 
 
@@ -46,7 +48,7 @@ class Kind:
 
     @property
     def survives(self) -> bool:
-        return self.home != "child" and self.settings.get("survive", True)
+        return self.home not in ("child", "lemonade") and self.settings.get("survive", True)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -59,6 +61,7 @@ class World:
     """See the module's text. `tcp`: the models listen on ports."""
 
     patience = 20.0  # s until it is at rest
+    engines = ""  # TOML: more settings of llama-server, and other engines
 
     def __init__(self, service: Service, models: dict[str, Kind], *, tcp: bool, seed: int = SEED) -> None:
         self.service = service
@@ -77,10 +80,14 @@ class World:
     def toml(self) -> str:
         transport = "tcp" if self.tcp else "unix"
         models = "".join(self.model(name, kind) for name, kind in self.models.items())
-        return f'{QUICK}[engines.llama-server]\ntransport = "{transport}"\n{models}'
+        return f'{QUICK}[engines.llama-server]\ntransport = "{transport}"\n{self.engines}{models}'
 
     def model(self, name: str, kind: Kind) -> str:
         settings = {"home": kind.home, "context": self.context[name], **kind.settings}
+        if kind.home == "lemonade":
+            settings = {"engine": "lemonade", **settings}
+            del settings["home"]
+            return f"[models.{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
         return self.service.site.model(name, kind.mode, **settings)
 
     def begin(self, **how: Any) -> None:
@@ -192,13 +199,17 @@ class World:
         ready = {name for name, m in models.items() if m["state"] == "ready"}
         files = self.service.files()
         suffixes = sorted(name.rpartition(".")[2] for name in files)
-        wanted = sorted(suffix for name in ready for suffix in self.models[name].files)
+        servers = self.service.lemonade_server()
+        printed = ["out"] * len(servers)
+        wanted = sorted([suffix for name in ready for suffix in self.models[name].files] + printed)
         ports = self.service.listening()
-        endpoints = (0, len(live)) if self.tcp else (len(live), 0)
+        own = len(live) - len(self.in_lemonade(live))
+        endpoints = (0, own) if self.tcp else (own, 0)
         held = sum(m["memory"] for m in models.values() if m["state"] in OCCUPIED)
+        processes = {p.pid for p in marked(self.service) if name_of(p) not in INITS}
         checks = {
             "states": {m["state"] for m in models.values()} <= CALM and set(live) == ready,
-            "processes": {p.pid for p in marked(self.service) if name_of(p) not in INITS} == set(live.values()),
+            "processes": processes == servers | set(live.values()),
             "zombies": not [p for p in psutil.process_iter(["status", "ppid"]) if is_zombie(p, status["pid"])],
             "files": [suffix for suffix in suffixes if suffix != "sock"] == wanted,
             "endpoints": (suffixes.count("sock"), len(ports)) == endpoints,
@@ -206,13 +217,22 @@ class World:
             "queue": status["scheduler"]["queue"] == 0 and not any(m["leases"] for m in models.values()),
             **self.homes_hold({name: live[name] for name in ready if name in live}),
         }
-        facts = f"{ {n: (m['state'], m['pid']) for n, m in models.items()} } {files} {ports}"
+        states = {name: (m["state"], m["pid"], m["memory"]) for name, m in models.items()}
+        facts = f"{states} {status['scheduler']} {files} {ports}"
         return [f"{what}: {facts}" for what, right in checks.items() if not right]
 
     def homes_hold(self, live: dict[str, int]) -> dict[str, bool]:
         """Do homes have exactly what lives in them? `live`: pids by model."""
         mains = {int(self.service.manager.properties(unit)["MainPID"]) for unit in self.services()}
-        return {"units": mains == {pid for name, pid in live.items() if self.models[name].home == "systemd"}}
+        servers, backends = self.service.lemonade_server(), self.in_lemonade(live)
+        return {
+            "units": mains == servers | {pid for name, pid in live.items() if self.models[name].home == "systemd"},
+            "lemonade": self.service.lemonade() == servers | backends and len(servers) >= bool(backends),
+        }
+
+    def in_lemonade(self, live: dict[str, int]) -> set[int]:
+        """The backends of the Lemonade Server."""
+        return {pid for name, pid in live.items() if self.models[name].home == "lemonade"}
 
     def services(self) -> set[str]:
         return {unit for unit in self.service.model_units() if unit.endswith(".service")}

@@ -14,12 +14,13 @@ from pathlib import Path
 import psutil
 
 from accelerd.base import names
-from tests.daemon.kit import Site, marked
+from tests.daemon.kit import Site, alive, marked
 from tests.harness import Daemon, eventually
 from tests.system.systemd_user import REPO, SOCKET, UserManager, free_port
 
 UNITS = REPO / "units/user"
 SERVICE = "accelerd.service"
+LEMONADE_UNIT = "accelerd-lemonade-server.service"
 UPGRADE = "TEST_UPGRADE"
 REAPERS = [names.REAPER_UNIT.replace("@", f"@{end}") for end in ("failure", "success")]
 PROGRAMS = {"accelerd": "-m accelerd", "accelctl": "-c 'import sys; from accelerd.cli import main; sys.exit(main())'"}
@@ -159,10 +160,25 @@ class Service(Daemon):
     def output(self) -> str:
         return self.manager.output(SERVICE) + "\n--- reaper\n" + self.manager.output(names.REAPER_UNIT)
 
+    def lemonade(self) -> set[int]:
+        """Every process of the daemon's Lemonade Server, with its backends, by the folder that is only its own."""
+        folder, found = f"{self.manager.home}/.cache/accelerd/lemonade", set()
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("LEMONADE_CACHE_DIR") == folder and alive(process.pid):
+                    found.add(process.pid)
+        return found
+
+    def lemonade_server(self) -> set[int]:
+        """The main process of its unit, if there is one."""
+        return {int(self.manager.properties(LEMONADE_UNIT)["MainPID"])} - {0}
+
     def listening(self) -> set[str]:
-        """Every unix socket and TCP port that processes with our mark listen at."""
-        found = set()
+        """Every unix socket and TCP port that processes with our mark listen at, but for those that Lemonade chose."""
+        found, lemonade = set(), self.lemonade()
         for process in marked(self):
+            if process.pid in lemonade:
+                continue
             with contextlib.suppress(psutil.Error):
                 found |= {str(c.laddr) for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN}
         return found

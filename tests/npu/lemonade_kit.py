@@ -178,7 +178,8 @@ class Foreign:
         registered = standin.home / ".config/lemonade/user_models.json"
         if registered.exists():
             shutil.copy(registered, cache)
-        env = {"PATH": standin.path, "HOME": str(standin.home), **({"LEMONADE_API_KEY": key} if key else {})}
+        env = {"PATH": standin.path, "HOME": str(standin.home), "XDG_RUNTIME_DIR": str(cache)}
+        env |= {"LEMONADE_API_KEY": key} if key else {}
         command = [program] if program else [sys.executable, str(STANDINS / "lemond")]
         argv = [*command, str(cache), "--port", str(self.port)]
         self.process = subprocess.Popen(argv, env=env, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)

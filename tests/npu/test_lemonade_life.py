@@ -23,6 +23,8 @@ from accelerd.config.model import LemonadeSettings
 from accelerd.engines.base import Endpoint
 from accelerd.engines.http import request
 from accelerd.memory.resident import resident
+from accelerd.supervise.homes.child_home import ChildHome
+from accelerd.supervise.homes.home import LaunchRequest, MainProcess, OnExit, OnOutput
 from accelerd.supervise.process.processes import ProcessTable
 from tests.npu.lemonade_kit import EMBED, GEMMA, QWEN, STANDINS, LemonadeBench
 from tests.supervise.bench import alive
@@ -337,6 +339,31 @@ async def test_the_death_of_the_server_is_the_end_of_all_and_the_next_load_start
         (again,) = await bench.loaded(QWEN)
         assert alive(bench.pid(again))
         assert len(bench.standin.requests("start")) == 2
+
+
+class ForgetfulHome(ChildHome):
+    """As systemd does where the bus was away when a process ended."""
+
+    async def start(self, launch: LaunchRequest, on_output: OnOutput, on_exit: OnExit) -> MainProcess:
+        main = await super().start(launch, on_output, on_exit)
+        release = main.release
+
+        async def forget() -> None:
+            await release()
+            main.status = main.result = None
+
+        main.release = forget  # type: ignore[method-assign]
+        return main
+
+
+async def test_an_end_of_the_server_that_nobody_saw_is_told_as_that(bench: LemonadeBench) -> None:
+    bench.extra = {"systemd": ForgetfulHome()}
+    async with bench:
+        (number,) = await bench.loaded(QWEN)
+        os.kill(bench.own.pid, signal.SIGKILL)
+        exit = await bench.gone(number)
+        assert exit.cause is Cause.EXITED
+        assert "the Lemonade Server that held it ended" in exit.message
 
 
 async def test_a_server_without_models_is_ended_after_a_while(bench: LemonadeBench) -> None:

@@ -110,6 +110,17 @@ async def test_the_older_generation_is_told_by_options_and_variables(bench: Lemo
     assert start["env"]["LEMONADE_CACHE_DIR"] == str(bench.roots.cache / "lemonade")
 
 
+@pytest.mark.parametrize("version", ["10.1.0", "11.7.0", "11.8.0"])
+async def test_its_log_is_not_that_of_the_users_own(bench: LemonadeBench, version: str) -> None:
+    generation(bench, version)
+    log = bench.roots.runtime / "lemonade/lemonade-server.log"  # XDG_RUNTIME_DIR is the runtime directory here
+    log.parent.mkdir()
+    log.write_text("theirs\n")
+    async with bench:
+        await bench.loaded(QWEN)
+    assert log.read_text() == "theirs\n"
+
+
 async def test_the_older_one_runs_beside_the_users_own(bench: LemonadeBench) -> None:
     """10.0 runs once for a user, by a lock in XDG_RUNTIME_DIR: accelerd's has one of its own."""
     generation(bench, "10.0.0")

@@ -273,7 +273,9 @@ class OwnServer(LemonadeServer):
         if main.result == "oom-kill":
             return Cause.OOM_KILLED, "the Lemonade Server that held it was killed, out of memory"
         status = main.status
-        if status is not None and status < 0:
+        if status is None:
+            return Cause.EXITED, "the Lemonade Server that held it ended"
+        if status < 0:
             name = signal.Signals(-status).name
             return Cause.SIGNALED, f"the Lemonade Server that held it was ended by {name}"
         return Cause.EXITED, f"the Lemonade Server that held it exited with status {status}"

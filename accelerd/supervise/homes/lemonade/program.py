@@ -72,10 +72,10 @@ def environment(
     inherited |= {LLAMA_KEY: secrets.backends, "LLAMA_ARG_CORS_ORIGINS": "localhost"}
     if "HF_HOME" not in inherited and "HF_HUB_CACHE" not in inherited and (home := inherited.get("HOME")):
         inherited["HF_HOME"] = f"{home}/.cache/huggingface"  # said, so that no version puts models into its own folder
+    # It has its log there, and 10.0 a lock: the user's own server has the user's, and shall be able to run too.
+    inherited["XDG_RUNTIME_DIR"] = str(folders.runtime)
     if program.legacy:
-        # 10.0 runs once for each user, by a lock in this folder: the user's own server shall be able to run too.
-        inherited |= {"XDG_RUNTIME_DIR": str(folders.runtime), "LEMONADE_NO_BROADCAST": "1"}
-        inherited |= {"LEMONADE_HOST": HOST, "LEMONADE_MAX_LOADED_MODELS": "-1"}
+        inherited |= {"LEMONADE_NO_BROADCAST": "1", "LEMONADE_HOST": HOST, "LEMONADE_MAX_LOADED_MODELS": "-1"}
         if own.llama_server:
             inherited |= {f"LEMONADE_LLAMACPP_{name.upper()}": own.llama_server for name in LLAMA_PROGRAMS}
     return inherited
