@@ -23,7 +23,7 @@ import uvloop
 
 uvloop.new_event_loop().close()  # libuv keeps one pipe for the life of the process: not to be any test's fault
 
-PATIENCE = 0.5  # s for what is just on its way out: a thread that ends, a socket that the kernel closes
+PATIENCE = 5.0  # s for what is just on its way out: a thread that ends, a socket that the kernel closes
 
 
 @pytest.hookimpl(tryfirst=True)

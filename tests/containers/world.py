@@ -191,7 +191,7 @@ class Life:
 
     def nothing_left(self) -> None:
         assert self.members() == []
-        mine = [f.name for f in self.world.roots.instances.iterdir() if f.name.startswith(self.launch.tag.instance)]
+        mine = [f.name for f in self.world.roots.instances.glob(f"{self.launch.tag.instance}*")]
         assert [name for name in mine if not name.endswith(".sock")] == []
         if self.home.kind == "toolbox":
             found = self.world.inspect(self.launch.spec.container or "")
