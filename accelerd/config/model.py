@@ -22,6 +22,7 @@ from accelerd.config.machine_settings import DesktopSettings, MemorySettings, Pe
 from accelerd.config.problems import Source
 from accelerd.config.remotes import Remote, RemoteTask
 from accelerd.config.routes import Route as Route
+from accelerd.config.variants import VARIANTS, Variant
 
 
 class SetBy(Enum):
@@ -112,6 +113,16 @@ class ModelSpec:
         live=True,
     )
     unlisted: bool = key(bool, False, "Leave the model out of GET /v1/models; requests may still name it.", live=True)
+    hidden_aliases: tuple[str, ...] = key(
+        array(toml.Name), (), "Aliases that GET /v1/models does not show.", model_only=True, live=True
+    )
+    variants: tuple[Variant, ...] = key(
+        VARIANTS,
+        (),
+        "Further names, whose requests get other fields or a system prompt: [models.NAME.variants.OTHER].",
+        model_only=True,
+        live=True,
+    )
     # what runs
     binary: str | None = key(toml.Program, None, "The program to run instead of the engine's `binary`.")
     context: int | Literal["auto"] | None = key(

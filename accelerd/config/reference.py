@@ -72,6 +72,7 @@ SECTIONS: Final = {
     "SamplingTable": ("sampling = { … }", ""),
     "LoraAdapterTable": ("lora = [{ … }]", ""),
     "CommandTable": ("[models.NAME.command]", ""),
+    "VariantTable": ("[models.NAME.variants.OTHER], [routes.NAME.variants.OTHER]", ""),
     "RouteTable": ("[routes.NAME]", ""),
     "RemoteTable": ("[remotes.NAME]", ""),
     "DeploymentTable": ("[[routes.NAME.deployments]]", ""),

@@ -18,9 +18,10 @@ from accelerd.config.positions import KeyPath
 from accelerd.config.problems import Source
 from accelerd.config.remotes import Remote
 from accelerd.config.routes import route_of
+from accelerd.config.variants import Variant
 from accelerd.config.walk import ConfigEntries, ConfigEntry
 
-_NOT_SETTINGS: Final = ("profile",)
+_NOT_SETTINGS: Final = ("profile", "variants")
 DEFAULTS: Final = ("defaults",)
 CACHE_TYPES: Final = {"kv_cache_type": "cache_type", "draft_kv_cache_type": "draft_cache_type"}  # key → fields _k, _v
 LISTS: Final = ("spec_type", "fit_target")  # one value stands for an array of one
@@ -118,7 +119,7 @@ def _settings(table: EntryTable, name: str, layer: str, origins: dict[str, Origi
     """What was written in a table. The only table inside one, performance.devices, becomes {slot: policy}."""
     values: dict[str, Any] = {}
     for path, entry in table.items():
-        if entry.usable:
+        if entry.usable and path[0] not in _NOT_SETTINGS:
             if len(path) == 1:
                 values[str(path[0])] = entry.value
             else:
@@ -129,15 +130,27 @@ def _settings(table: EntryTable, name: str, layer: str, origins: dict[str, Origi
 
 def _route_settings(table: EntryTable, name: str, origins: dict[str, Origin]) -> dict[str, Any]:
     """The same of a route, with the tables in it as dictionaries."""
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"variants": _variants(table, f"{name}.", "route", origins)}
     for path, entry in table.items():
-        if entry.usable:
+        if entry.usable and path[0] not in _NOT_SETTINGS:
             inner = values
             for key in path[:-1]:
                 inner = inner.setdefault(str(key), {})
             inner[str(path[-1])] = entry.value
             origins[f"{name}.{'.'.join(map(str, path))}"] = Origin("route", entry.file, entry.line)
     return values
+
+
+def _variants(table: EntryTable, prefix: str, layer: str, origins: dict[str, Origin]) -> tuple[Variant, ...]:
+    """The variants of a model or a route. Their origins are at `prefix` and then "variants.NAME.KEY"."""
+    found: dict[str, dict[str, Any]] = {}
+    for path, entry in table.items():
+        if path[:1] == ("variants",) and len(path) > 1:
+            values = found.setdefault(str(path[1]), {})
+            origins[f"{prefix}{'.'.join(map(str, path))}"] = Origin(layer, entry.file, entry.line)
+            if len(path) == 3 and entry.usable:
+                values[str(path[2])] = entry.value
+    return tuple(Variant(name, **values) for name, values in found.items())
 
 
 _SPEC_FIELDS: Final = frozenset(field.name for field in fields(ModelSpec))
@@ -170,7 +183,7 @@ def _spec(name: str, layers: list[SettingsLayer], skipped: Collection[str]) -> M
             if inner:
                 origins[table] = origin
                 inner_tables[table][inner] = entry.value
-            elif key == "aliases":
+            elif key in ("aliases", "hidden_aliases"):
                 values[key] = tuple(dict.fromkeys(alias for alias in entry.value if alias != name))
             elif key in _SPEC_FIELDS:
                 alone = key in LISTS and not isinstance(entry.value, tuple)
@@ -184,6 +197,7 @@ def _spec(name: str, layers: list[SettingsLayer], skipped: Collection[str]) -> M
         **values,
         sampling=Sampling(**sampling),
         command=CommandSettings(**command),
+        variants=_variants(layers[-1].table, "", "model", origins),
         env=tuple(sorted(env.items())),
         origins=origins,
     )

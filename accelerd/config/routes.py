@@ -12,6 +12,7 @@ from typing import Any, Literal
 from accelerd.config import values as toml
 from accelerd.config.complexity import ComplexitySettings, TierMembers, complexity_of, members_of
 from accelerd.config.keys import array, described, key, table
+from accelerd.config.variants import VARIANTS, Variant
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,10 @@ class Route:
     description: str = key(toml.TextLine, "", "A description for people, on one line.")
     aliases: tuple[str, ...] = key(array(toml.Name), (), "Additional names for clients, as for models.")
     unlisted: bool = key(bool, False, "Leave the route out of GET /v1/models; requests may still name it.")
+    hidden_aliases: tuple[str, ...] = key(array(toml.Name), (), "Aliases that GET /v1/models does not show.")
+    variants: tuple[Variant, ...] = key(
+        VARIANTS, (), "Further names, as models have them: [routes.NAME.variants.OTHER]."
+    )
     deployments: tuple[Deployment, ...] = key(
         described(DEPLOYMENTS, "", extra={"show": deployment_tables}),
         (),

@@ -198,9 +198,10 @@ def _profiles_exist(entries: ConfigEntries, tables: ConfigTables, name: str) -> 
 
 
 def _unique_names(entries: ConfigEntries, tables: ConfigTables) -> Iterator[Problem]:
-    """Models, routes and their aliases."""
+    """Models, routes, their variants, and the aliases of all of these."""
     owners: list[KeyPath] = [("models", name) for name in tables.models]
     owners += [("routes", name) for name in tables.routes]
+    owners += _variants(entries)
     taken: dict[str, tuple[KeyPath, str]] = {}  # name → whose it is, and place
 
     def clash(name: str) -> str:
@@ -208,29 +209,38 @@ def _unique_names(entries: ConfigEntries, tables: ConfigTables) -> Iterator[Prob
         return f"the name '{name}' is already taken by {key_text(owner)} ({place})"
 
     for owner in owners:
-        if (name := str(owner[1])) in taken:
+        if (name := str(owner[-1])) in taken:
             yield _problem(entries[owner], owner, clash(name))
         else:
             taken[name] = (owner, _where(entries[owner]))
-    for owner in owners:
-        entry = entries.get((*owner, "aliases"))
+    for owner, key in itertools.product(owners, ALIASES):
+        entry = entries.get((*owner, key))
         for index, (alias, line) in enumerate(entry.items if entry else ()):
             if entry is None or alias is INVALID:
                 continue
-            path = key_text((*owner, "aliases", index))
+            path = key_text((*owner, key, index))
             if alias not in taken:
                 taken[alias] = (owner, f"{entry.file}:{line}")
             elif taken[alias][0] == owner:
-                text = f"'{alias}' is a name of this {str(owner[0]).removesuffix('s')} already"
+                text = f"'{alias}' is a name of this {str(owner[-2]).removesuffix('s')} already"
                 yield Problem(entry.file, line, path, text, "warning")
             else:
                 yield Problem(entry.file, line, path, clash(alias))
 
 
+ALIASES: Final = ("aliases", "hidden_aliases")
+
+
+def _variants(entries: ConfigEntries) -> list[KeyPath]:
+    """The tables of all variants."""
+    return [path for path in entries if len(path) == 4 and path[2] == "variants" and path[0] in ("models", "routes")]
+
+
 def _default_model(entries: ConfigEntries, config: Config) -> Iterator[Problem]:
     entry, name = entries.get(("server", "default_model")), config.server.default_model
     every: list[ModelSpec | Route] = [*config.models.values(), *config.routes.values()]
-    known = [known for one in every for known in (one.name, *one.aliases)]
+    known = [known for one in every for known in (one.name, *one.aliases, *one.hidden_aliases)]
+    known += [known for one in every for variant in one.variants for known in (variant.name, *variant.aliases)]
     if entry is not None and entry.usable and name is not None and name not in known:
         text = f"there is no model or route {name!r}{did_you_mean(name, known)}"
         yield _problem(entry, ("server", "default_model"), text)
@@ -247,8 +257,9 @@ def _lists(route: KeyPath) -> list[KeyPath]:
 
 def _routes(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Iterator[Problem]:
     """A route refers to models and routes that are there, and not to itself by way of others."""
-    known = [*tables.models, *tables.routes]
+    known = [*tables.models, *tables.routes, *(str(path[-1]) for path in _variants(entries))]
     refers = {name: route.refers_to for name, route in config.routes.items()}
+    refers |= {variant.name: (name,) for name, route in config.routes.items() for variant in route.variants}
     told: set[frozenset[str]] = set()
     for name in config.routes:
         path: KeyPath = ("routes", name)

@@ -99,7 +99,13 @@ def _reflect_plain(plain: Any, kind: Any, metas: list[msgspec.Meta]) -> SchemaNo
         return SchemaNode(kind, "one of " + ", ".join(value_text(choice) for choice in arguments))
     if isinstance(plain, type) and issubclass(plain, msgspec.Struct):
         return SchemaNode(kind, "a table", leaf=False, struct=plain)
-    words = {bool: "true or false", str: "a string", int: "a whole number", float: "a number"}
+    words: dict[Any, str] = {
+        Any: "a value",
+        bool: "true or false",
+        str: "a string",
+        int: "a whole number",
+        float: "a number",
+    }
     return SchemaNode(kind, words[plain] + _limits(metas))
 
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from accelerd.config import shape
 from accelerd.config.clashes import OF_REMOTE_MODELS
 from accelerd.config.keys import in_toml
 from accelerd.config.model import BUILT_IN, FINE_SETTINGS, Config, ModelSpec, Origin, Route, sections
+from accelerd.config.positions import KeyPath
 from accelerd.config.problems import key_text
 from accelerd.config.resolve import CACHE_TYPES
 from accelerd.config.shape import SchemaNode
+from accelerd.config.variants import Variant
 
 HIDDEN: Final = "***"
 NOT_SHOWN_EMPTY: Final = frozenset(
@@ -72,6 +74,7 @@ def _tables(config: Config) -> Iterator[tuple[str, list[SettingValue]]]:
     for name, spec in config.models.items():
         table = (models[1].table if models else None) or {}
         yield key_text(("models", name)), list(_model(table, spec))
+        yield from _variants(table["variants"], ("models", name), spec.variants, spec.origins, "")
     routes = root["routes"].names
     for name, route in config.routes.items():
         table = (routes[1].table if routes else None) or {}
@@ -79,7 +82,7 @@ def _tables(config: Config) -> Iterator[tuple[str, list[SettingValue]]]:
             key_text(("routes", name)),
             [_setting(config, f"routes.{name}", key, value) for key, value in _written(table, route, Route(""))],
         )
-
+        yield from _variants(table["variants"], ("routes", name), route.variants, config.origins, f"routes.{name}.")
     remotes = root["remotes"].names
     for name, remote in config.remotes.items():
         nodes = (remotes[1].table if remotes else None) or {}
@@ -90,8 +93,10 @@ def _tables(config: Config) -> Iterator[tuple[str, list[SettingValue]]]:
 
 
 def _written(table: dict[str, SchemaNode], settings: Any, usual: Any) -> Iterator[tuple[str, Any]]:
-    """What a table has; of the tables in it only what is not as usual."""
+    """What a table has; of the tables in it only what is not as usual. Variants have tables of their own."""
     for key, child in table.items():
+        if key == "variants":
+            continue
         value, standard = getattr(settings, key), getattr(usual, key)
         if child.table is not None:
             if value != standard:
@@ -107,6 +112,23 @@ def _inner(table: dict[str, SchemaNode], settings: Any, usual: Any) -> Iterator[
             yield key, dataclasses.asdict(value) if child.table is not None else in_toml(child.show, value)
 
 
+def _variants(
+    node: SchemaNode, owner: KeyPath, variants: Sequence[Variant], origins: Mapping[str, Origin], prefix: str
+) -> Iterator[tuple[str, list[SettingValue]]]:
+    """The variants of a model or a route; `prefix`: of their origins."""
+    keys = (node.names[1].table if node.names else None) or {}
+    for variant in variants:
+        said = f"{prefix}variants.{variant.name}"
+        yield (
+            key_text((*owner, "variants", variant.name)),
+            [
+                SettingValue(key, in_toml(child.show, value), origins.get(f"{said}.{key}", BUILT_IN))
+                for key, child in keys.items()
+                if (value := getattr(variant, key)) not in (None, (), "", False)
+            ],
+        )
+
+
 def _setting(config: Config, table: str, key: str, value: Any) -> SettingValue:
     return SettingValue(key, value, config.origins.get(f"{table}.{key}", BUILT_IN))
 
@@ -116,7 +138,7 @@ def _model(table: dict[str, SchemaNode], spec: ModelSpec) -> Iterator[SettingVal
     first = ("path", "model", "description", "aliases")
     for key in (*first, *(key for key in table if key not in first)):
         match key:
-            case "profile":  # already taken into account in every value
+            case "profile" | "variants":  # already taken into account in every value
                 continue
             case _ if spec.elsewhere and key not in OF_REMOTE_MODELS:
                 continue

@@ -133,6 +133,16 @@ def placeholders(check: Parse) -> Any:
     return Annotated[str, _type("a string: one argument", lambda value: check(_no_nul(value)))]
 
 
+def text(expects: str, parse: Parse) -> Any:
+    """The type of a string that `parse` makes something of."""
+    return Annotated[str, _type(expects, parse)]
+
+
+def anything(expects: str, parse: Parse, show: Parse) -> Any:
+    """The type of a value that `parse` judges; in the schema for editors it is a table."""
+    return Annotated[Any, Meta(extra={"expects": expects, "parse": parse, "show": show})]
+
+
 def _no_nul(value: str) -> str:
     if "\0" in value:
         raise ValueError("a string without NUL characters")

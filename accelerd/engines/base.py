@@ -207,6 +207,7 @@ class Dialect(Struct, frozen=True):
     # regex: a choice of a plain chat completion without its null fields; groups: before `logprobs`, and from there to
     # `refusal`; the same in every response, so that nobody has to read it
     choice: bytes = b""
+    own_names: bool = False  # in its answers the model may have any name
     key_refused: str = ""  # in the line that it prints when it is asked with a wrong key, as accelerd does once
     closes_after_streams: bool = False  # it closes the connection after a stream; the next one may be opened ahead
 

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from accelerd.config.model import ModelSpec, Route
+from accelerd.config.variants import Variant
 from accelerd.engines.base import Traits
 from accelerd.gateway.dialects.translation import offered
 from accelerd.gateway.request_router import RequestRouter
@@ -30,21 +31,27 @@ class Catalog:
         """The list."""
         directory = self._router.directory
         known = {s.spec.name: s for s in self._scheduler.snapshots() if s.spec.name in directory.models}
-        models = [self._model(snapshot) for snapshot in known.values() if not snapshot.spec.unlisted]
-        routes = [self._route(route, known) for route in directory.routes.values() if not route.unlisted]
-        return {"object": "list", "data": [*models, *routes]}
+        data: list[Json] = []
+        for snapshot in known.values():
+            if not snapshot.spec.unlisted:
+                data += _with_variants(self._model(snapshot), snapshot.spec)
+        for route in directory.routes.values():
+            if not route.unlisted:
+                data += _with_variants(self._route(route, known), route)
+        return {"object": "list", "data": data}
 
     def all_for_anthropic(self) -> Json:
         """The list as Anthropic's clients know it: one page."""
         directory = self._router.directory
         every: list[ModelSpec | Route] = [*directory.models.values(), *directory.routes.values()]
-        data = [self._for_anthropic(one.name) for one in every if not one.unlisted]
+        data = [self._for_anthropic(name) for one in every if not one.unlisted for name in _listed(one)]
         ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
         return {"data": data, "has_more": False, **ends}
 
     def one_for_anthropic(self, name: str) -> Json:
         """AccelError model_not_found."""
-        return self._for_anthropic(self._router.directory.find(name).name)
+        found, variant = self._router.directory.find(name), self._router.directory.variant(name)
+        return self._for_anthropic(found.name if variant is None else variant.name)
 
     def _for_anthropic(self, name: str) -> Json:
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._created))
@@ -52,10 +59,12 @@ class Catalog:
 
     def one(self, name: str) -> Json:
         """A model or a route, by any name. AccelError model_not_found."""
-        found = self._router.directory.find(name)
+        found, variant = self._router.directory.find(name), self._router.directory.variant(name)
         if isinstance(found, Route):
-            return self._route(found, {name: self._scheduler.snapshot(name) for name in self._models(found)})
-        return self._model(self._scheduler.snapshot(found.name))
+            entry = self._route(found, {name: self._scheduler.snapshot(name) for name in self._models(found)})
+        else:
+            entry = self._model(self._scheduler.snapshot(found.name))
+        return entry if variant is None else _of_variant(entry, variant)
 
     def _model(self, snapshot: Snapshot) -> Json:
         spec, traits = snapshot.spec, self._router.traits(snapshot.spec)
@@ -97,6 +106,21 @@ class Catalog:
         return {
             "id": name, "object": "model", "created": self._created, "owned_by": "accelerd", "description": description,
         }  # fmt: skip
+
+
+def _listed(one: ModelSpec | Route) -> list[str]:
+    """The names under which GET /v1/models has it."""
+    return [one.name, *(variant.name for variant in one.variants if not variant.hidden)]
+
+
+def _with_variants(entry: Json, one: ModelSpec | Route) -> list[Json]:
+    return [entry, *(_of_variant(entry, variant) for variant in one.variants if not variant.hidden)]
+
+
+def _of_variant(entry: Json, variant: Variant) -> Json:
+    """What its model or route can do, under its own name."""
+    own = {"id": variant.name, "description": variant.description, "aliases": list(variant.aliases)}
+    return {**entry, **own, "variant_of": entry["id"]}
 
 
 def kind_of(snapshot: Snapshot, traits: Traits) -> str:

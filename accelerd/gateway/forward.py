@@ -23,7 +23,6 @@ from accelerd.gateway.dialects.translation import (
     EVENT_STREAM,
     TranslatedRequest,
     TranslatedResponse,
-    Translation,
     answering_as,
 )
 from accelerd.gateway.going_on import Attempts, GoingOn, all_failed
@@ -38,6 +37,7 @@ from accelerd.gateway.responses import ASSEMBLED
 from accelerd.gateway.stream_assembly import ask_for_stream, assemble
 from accelerd.gateway.sweeper import Sweeper
 from accelerd.gateway.upstream import ConnectionT, Pool, Upstreams
+from accelerd.gateway.variant_edits import edited, edited_form
 from accelerd.gateway.waiting import COMMENT_EVERY, BusyRetry, waiting_for
 from accelerd.scheduler.record import Lease
 from accelerd.scheduler.service import Scheduler
@@ -55,7 +55,7 @@ class InferenceRequest(Struct):
     content_type: str
     facts: RequestFacts
     attempts: Attempts = field(default_factory=Attempts)
-    translated: tuple[Translation, TranslatedRequest] | None = None  # how the body was translated the last time
+    translated: tuple[UpstreamTarget, TranslatedRequest] | None = None  # how the body was translated the last time
     returns: int = 0  # into the queue, because its engine had died before it read the request
 
     @property
@@ -70,6 +70,11 @@ class InferenceRequest(Struct):
     @property
     def stream(self) -> bool:
         return bool(self.info.stream)
+
+    @property
+    def misnamed(self) -> bool:
+        """Does the engine say another name of the model than the client has said?"""
+        return self.target.misnamed or self.info.model not in (None, self.target.model)
 
     def answers_apart(self, spec: ModelSpec) -> int:
         """How many answers are asked for one after the other, because the engine would refuse so many at once; or 1."""
@@ -88,19 +93,29 @@ class InferenceRequest(Struct):
         translation = self.target.translation
         if translation is None:
             return None
-        if self.translated is None or self.translated[0] != translation:
-            self.translated = translation, translation.request(self.original_body)
+        if self.translated is None or self.translated[0] != self.target:
+            self.translated = self.target, translation.request(self._edited()[0])
         return self.translated[1]
 
     def body(self) -> bytes:
-        """As the engine expects it: in its API, and with the model's name as it knows it."""
+        """As the engine expects it: changed by variants, in its API, and with the model's name as it knows it."""
         name, translated = self.target.wire_name, self.translate()
-        body = self.original_body if translated is None else translated.body
+        if translated is not None:
+            return translated.body if name is None else with_model(translated.body, name)
+        body, info = self._edited()
         if name is None:
             return body
-        if isinstance(self.info, FormBody):
-            return self.info.with_model(body, name)
-        return with_model(body, name)
+        return info.with_model(body, name) if isinstance(info, FormBody) else with_model(body, name)
+
+    def _edited(self) -> tuple[bytes, RequestInfo]:
+        """As the variants that its route names have it, and what it tells then."""
+        body, info = self.original_body, self.info
+        for variant in self.target.variants:
+            if isinstance(info, FormBody):
+                body, info = edited_form(variant, body, info, self.path)
+            else:
+                body = edited(variant, body, self.path)
+        return body, info
 
 
 class Forwarder:
@@ -208,7 +223,9 @@ class Forwarder:
                 self._begin(lease, relay, request)
                 # A loaded model may be asked differently than what was known of it before.
                 facts, routes = request.facts, request.target.routes
-                request.target = self._router.target_of(lease.record.spec, facts.path, facts.info, facts.media, routes)
+                request.target = self._router.target_of(
+                    lease.record.spec, facts.path, facts.info, facts.media, routes, request.target.variants
+                )
             if relay.in_flight is not None:
                 return await self._send(lease, relay, request, request.body(), relay)
             streamed = ask_for_stream(request.body()) if self._may_assemble(lease, request) else None
@@ -277,8 +294,7 @@ class Forwarder:
     def _describe(self, relay: Relay, request: InferenceRequest) -> None:
         """What the relay must know of the target."""
         target, translated = request.target, request.translate()
-        relay.busy_statuses = target.busy_statuses
-        relay.misnamed = target.wire_name is not None or request.info.model not in (None, target.model)
+        relay.busy_statuses, relay.misnamed = target.busy_statuses, request.misnamed
         relay.translated = None
         if target.translation is not None and translated is not None:
             name = request.info.model or target.model

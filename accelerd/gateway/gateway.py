@@ -48,6 +48,7 @@ from accelerd.gateway.responses import (
 )
 from accelerd.gateway.sweeper import Sweeper
 from accelerd.gateway.upstream import Upstreams
+from accelerd.gateway.variant_edits import edited, edited_form
 from accelerd.scheduler.events import ModelTransition
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.service import Scheduler
@@ -273,8 +274,15 @@ class Gateway:
         parts[:] = (body,)  # it is kept once
         if path in FORMS:
             boundary = boundary_of(request.headers[b"content-type"].decode("latin-1"))
-            return body, read_form(body, boundary, FORMS[path]), content_type(boundary)
-        return body, read_json(path, body), JSON_TYPE
+            form = read_form(body, boundary, FORMS[path])
+            if (variant := self.router.variant(path, form.model)) is not None:
+                body, form = edited_form(variant, body, form, path)
+            return body, form, content_type(boundary)
+        info = read_json(path, body)
+        if (variant := self.router.variant(path, info.model)) is not None:
+            body = edited(variant, body, path)
+            info = read_json(path, body)
+        return body, info, JSON_TYPE
 
 
 def _meant(path: str) -> str:

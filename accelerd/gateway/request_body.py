@@ -192,10 +192,26 @@ class FormBody(msgspec.Struct, frozen=True):
     def with_model(self, body: bytes, model: str) -> bytes:
         """The body with another model in it, every other byte as it was."""
         if self.at is None:
-            head = b'%b\r\nContent-Disposition: form-data; name="model"\r\n\r\n%b\r\n'
-            return head % (self.mark, model.encode()) + body
+            return form_part(self, "model", model.encode()) + body
         start, end = self.at
         return body[:start] + model.encode() + body[end:]
+
+
+def form_fields(body: bytes, form: FormBody) -> list[tuple[str, bytes]]:
+    """The name of each part of a valid form, and the part, from the line before it to the next such line."""
+    found: list[tuple[str, bytes]] = []
+    at = len(form.mark)
+    while not body.startswith(b"--", at):
+        name, content = part_head(body, line_end(body, at))
+        end = body.find(b"\r\n" + form.mark, content - 2)
+        found.append((name, body[at - len(form.mark) : end + 2]))
+        at = end + 2 + len(form.mark)
+    return found
+
+
+def form_part(form: FormBody, name: str, content: bytes) -> bytes:
+    """A part with a field of ours, from the line before it to the next such line."""
+    return b'%b\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n' % (form.mark, name.encode(), content)
 
 
 def boundary_of(content_type: str) -> str:

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec, Route
+from accelerd.config.variants import Variant
 from accelerd.engines.base import Dialect, Engine, Task, Traits
 from accelerd.engines.remote.remotes import Remotes
 from accelerd.gateway.dialects.translation import Translation, translation_for
@@ -49,8 +50,10 @@ class UpstreamTarget(Struct, frozen=True):
     wire_name: str | None = None  # the engine's name of the model; None: `model` in the body stays as it is
     busy_statuses: frozenset[int] = frozenset()  # that mean: try again later
     hides_errors: bool = False  # an error may come with status 200
+    misnamed: bool = False  # its answers may have another name of the model
     translation: Translation | None = None  # where the engine has not the API of the request
     routes: tuple[str, ...] = ()  # that have led here, the one that was asked for first
+    variants: tuple[Variant, ...] = ()  # that these routes name: their edits come after the client's own variant's
 
 
 class RequestRouter:
@@ -99,6 +102,13 @@ class RequestRouter:
         """How the model's engine answers."""
         return self._engines[spec.engine].dialect
 
+    def variant(self, path: str, name: str | None) -> Variant | None:
+        """The variant that is asked for; None for a model or a route itself. AccelError bad_request without a name."""
+        if name is not None:
+            return self.directory.variant(name)
+        default = self.directory.default_variant
+        return default if default is not None and self._unnamed(path) is self.directory.default else None
+
     def target(self, facts: RequestFacts) -> UpstreamTarget:
         """The target of a request. AccelError model_not_found, not_supported_by_model."""
         path, info, media = facts.path, facts.info, facts.media
@@ -138,7 +148,7 @@ class RequestRouter:
         if _missing(self.traits(spec), facts.path, facts.info, facts.media) is not None:
             return None
         log.debug("%s is answered by %s: it is free", plan.name, name)
-        return self.target_of(spec, facts.path, facts.info, facts.media, plan.way)
+        return self.target_of(spec, facts.path, facts.info, facts.media, plan.way, plan.variants)
 
     def _of_all(self, plan: Plan, facts: RequestFacts) -> UpstreamTarget:
         lacking = self._lacking(plan, facts)
@@ -208,7 +218,7 @@ class RequestRouter:
                 self._balance.taken(draw)
         log.debug("%s is answered by %s: %s", plan.name, decision.model, decision.reason)
         spec = self.directory.models[decision.model]
-        return self.target_of(spec, facts.path, facts.info, facts.media, decision.routes)
+        return self.target_of(spec, facts.path, facts.info, facts.media, decision.routes, decision.variants)
 
     def _too_short(self, plan: Plan, tokens: int) -> dict[str, str]:
         contexts = {name: self.context(self.directory.models[name]) for name in plan.models}
@@ -255,6 +265,7 @@ class RequestRouter:
         info: RequestInfo,
         media: Collection[Task] = (),
         routes: tuple[str, ...] = (),
+        variants: tuple[Variant, ...] = (),
     ) -> UpstreamTarget:
         """The target, by what is known now; loading the model may change it. AccelError not_supported_by_model."""
         traits = self.traits(spec)
@@ -269,8 +280,10 @@ class RequestRouter:
             traits.wire_name,
             dialect.busy,
             dialect.masks_errors,
+            traits.wire_name is not None or dialect.own_names,
             translation,
             routes,
+            variants,
         )
 
     def decision(self, route: Route, facts: RequestFacts | None = None) -> Decision:

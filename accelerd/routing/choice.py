@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from accelerd.config.complexity import TIERS
 from accelerd.config.model import Route
+from accelerd.config.variants import Variant
 from accelerd.routing.balance import Balance, Draw
 from accelerd.routing.plan import Member, Plan, Stage
 from accelerd.routing.verdict import NO_TEXT, Verdict
@@ -73,6 +74,7 @@ class Decision(Struct, frozen=True):
     stage: str = ""
     routes: tuple[str, ...] = ()  # by which it was reached, the one that was asked for first
     draws: tuple[Draw, ...] = ()
+    variants: tuple[Variant, ...] = ()  # by which it was reached
 
 
 class Choice(Struct, frozen=True):
@@ -82,6 +84,7 @@ class Choice(Struct, frozen=True):
     look: RouteCandidate
     routes: tuple[str, ...] = ()
     draws: tuple[Draw, ...] = ()
+    variants: tuple[Variant, ...] = ()
 
 
 class Now(Struct):
@@ -121,7 +124,7 @@ def decide(plan: Plan, now: Now, *, long: bool = False) -> Decision:
         passed = "; ".join(f"{look.model} {look.why}" for look in looks)
         return Decision(model, f"none of them can answer: {passed}", looks, routes=_names(plan))
     stage, choice, reason = found
-    return Decision(choice.look.model, reason, looks, stage.kind, choice.routes, choice.draws)
+    return Decision(choice.look.model, reason, looks, stage.kind, choice.routes, choice.draws, choice.variants)
 
 
 def _names(plan: Plan) -> tuple[str, ...]:
@@ -136,7 +139,7 @@ def _first(plan: Plan, now: Now, *, cooling: bool) -> tuple[Stage, Choice, str] 
         able = [choice for member in stage.members for choice in _able(member, now, cooling=cooling)]
         if able:
             choice, why = _best(plan, stage, able, now)
-            reached = Choice(choice.member, choice.look, (*_names(plan), *choice.routes), choice.draws)
+            reached = replace(choice, routes=(*_names(plan), *choice.routes))
             return stage, reached, "; ".join([*passed, *_passed(stage, choice, now), why])
         passed += _passed(stage, None, now)
     return None
@@ -186,15 +189,15 @@ def _passed(stage: Stage, chosen: Choice | None, now: Now) -> Iterator[str]:
 
 def _able(member: Member, now: Now, *, cooling: bool) -> Iterator[Choice]:
     """The member with the model of it that would answer; nothing where none can."""
+    variants = () if member.variant is None else (member.variant,)
     if member.plan is not None:
         found = _first(member.plan, now, cooling=cooling)
         if found is not None:
-            choice = found[1]
-            yield Choice(member, choice.look, choice.routes, choice.draws)
+            yield replace(found[1], member=member, variants=(*variants, *found[1].variants))
         return
     look = now.look(member.name)
     if look.ahead is not None and (cooling or not look.cools):
-        yield Choice(member, look)
+        yield Choice(member, look, variants=variants)
 
 
 def _best(plan: Plan, stage: Stage, able: list[Choice], now: Now) -> tuple[Choice, str]:
@@ -225,7 +228,7 @@ def _best(plan: Plan, stage: Stage, able: list[Choice], now: Now) -> tuple[Choic
     draw = now.balance.next((plan.name, stage.kind), [(choice.member.name, choice.member.weight) for choice in equals])
     best = next(choice for choice in equals if choice.member.name == draw.chosen)
     others = ", ".join(choice.look.model for choice in equals if choice is not best)
-    drawn = Choice(best.member, best.look, best.routes, (*best.draws, draw))
+    drawn = replace(best, draws=(*best.draws, draw))
     return drawn, f"{best.look.model} {best.look.why}, as {others} is, and it is its turn by weight"
 
 

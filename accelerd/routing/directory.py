@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from accelerd.base.errors import AccelError
 from accelerd.base.names import ANY
 from accelerd.config.model import ModelSpec, Route
+from accelerd.config.variants import Variant
 from accelerd.routing.plan import Plan, plan_of
 
 NPU, LOCAL = "npu/", "local/"
@@ -42,22 +43,27 @@ class Directory:
         self.routes = {route.name: route for route in routes}
         self._kind_of = kind_of
         every: list[ModelSpec | Route] = [*self.routes.values(), *self.models.values()]
-        aliases = {alias: one for one in every for alias in one.aliases}
+        variants = [(variant, one) for one in every for variant in one.variants]
+        aliases = {alias: one for one in every for alias in (*one.aliases, *one.hidden_aliases)}
+        aliases |= {alias: one for variant, one in variants for alias in (variant.name, *variant.aliases)}
+        self.variants = {alias: variant for variant, _ in variants for alias in (variant.name, *variant.aliases)}
         self._patterns = [
-            (re.compile(".*".join(map(re.escape, alias.split(ANY)))), one)
+            (re.compile(".*".join(map(re.escape, alias.split(ANY)))), one, self.variants.get(alias))
             for alias, one in sorted(aliases.items(), key=lambda item: -len(item[0]))  # the most precise first
             if ANY in alias
         ]
+        self._with_variants = any(variant is not None for _, _, variant in self._patterns)
         plain = {alias: one for alias, one in aliases.items() if ANY not in alias}
         self._named: dict[str, ModelSpec | Route] = {**self.routes, **plain, **self.models}
         self._fallbacks = fallbacks
         self._plans: dict[str, Plan] = {}
         self.default = {**aliases, **self._named}.get(default) if default is not None else None
+        self.default_variant = self.variants.get(default) if default is not None else None
 
     def plan(self, target: ModelSpec | Route) -> Plan:
         """How requests for it are answered."""
         if target.name not in self._plans:
-            self._plans[target.name] = plan_of(target, self.meaning, self._fallbacks)
+            self._plans[target.name] = plan_of(target, self, self._fallbacks)
         return self._plans[target.name]
 
     def find(self, name: str) -> ModelSpec | Route:
@@ -67,6 +73,15 @@ class Directory:
     def meaning(self, name: str) -> ModelSpec | Route | None:
         """The same; None where it means nothing."""
         return self._named.get(name) or self._prefixed(name) or self._matching(name)
+
+    def variant(self, name: str) -> Variant | None:
+        """The variant that the name means to a client; None for the model or the route itself."""
+        if name in self._named:
+            return self.variants.get(name)
+        if not self._with_variants or self._prefixed(name):
+            return None
+        matching = self._match(name)
+        return matching[2] if matching is not None else None
 
     def is_name(self, name: str) -> bool:
         """Is it one of the names, and not one of those without end that match a pattern?"""
@@ -105,9 +120,13 @@ class Directory:
         return spec if spec is not None and self.generated(spec) == name else None
 
     def _matching(self, name: str) -> ModelSpec | Route | None:
+        found = self._match(name)
+        return found[1] if found is not None else None
+
+    def _match(self, name: str) -> tuple[re.Pattern[str], ModelSpec | Route, Variant | None] | None:
         if not name.isprintable():
             return None  # as a name that is configured must be
-        return next((one for pattern, one in self._patterns if pattern.fullmatch(name)), None)
+        return next((one for one in self._patterns if one[0].fullmatch(name)), None)
 
     def _unknown(self, name: str) -> ModelSpec | Route:
         close = difflib.get_close_matches(name, self.names(), n=1)

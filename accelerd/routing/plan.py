@@ -6,18 +6,25 @@ answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import Final
+from typing import Final, Protocol
 
 from msgspec import Struct
 from msgspec.structs import force_setattr
 
 from accelerd.config.complexity import TIERS, Tier
 from accelerd.config.model import ModelSpec, Route
+from accelerd.config.variants import Variant
 
 FOR_ALL: Final = "default fallback"
-Meaning = Callable[[str], ModelSpec | Route | None]
+
+
+class Meanings(Protocol):
+    """What names mean."""
+
+    def meaning(self, name: str) -> ModelSpec | Route | None: ...
+    def variant(self, name: str) -> Variant | None: ...
 
 
 class Member(Struct, frozen=True):
@@ -26,6 +33,7 @@ class Member(Struct, frozen=True):
     name: str
     plan: Plan | None = None  # of a route
     weight: int = 1
+    variant: Variant | None = None  # of it, where that was named
 
     def models(self, *, long: bool = False) -> tuple[str, ...]:
         """Each that may answer for it; `long`: a request that is too long for one of them."""
@@ -53,6 +61,7 @@ class Plan(Struct, frozen=True):
     models: tuple[str, ...] = ()  # with those for long requests, too
     favourite: str = ""  # the model that answers whenever it could begin at once; "": there is more to decide
     way: tuple[str, ...] = ()  # the routes to it
+    variants: tuple[Variant, ...] = ()  # by which these reach it
 
     def __post_init__(self) -> None:
         force_setattr(self, "own", _models([stage for stage in self.stages if stage.kind != FOR_ALL]))
@@ -64,6 +73,8 @@ class Plan(Struct, frozen=True):
             inner = first.plan
             force_setattr(self, "favourite", first.name if inner is None else inner.favourite)
             force_setattr(self, "way", (self.name, *(inner.way if inner is not None else ())))
+            variants = () if first.variant is None else (first.variant,)
+            force_setattr(self, "variants", (*variants, *(inner.variants if inner is not None else ())))
         force_setattr(self, "models", _models((*self.for_long, *self.stages), long=True))
 
     def reach(self, *, long: bool) -> tuple[str, ...]:
@@ -76,43 +87,43 @@ def _models(stages: Iterable[Stage], *, long: bool = False) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for member in members for name in member.models(long=long)))
 
 
-def plan_of(target: ModelSpec | Route, meaning: Meaning, for_all: Sequence[str] = ()) -> Plan:
+def plan_of(target: ModelSpec | Route, names: Meanings, for_all: Sequence[str] = ()) -> Plan:
     """`for_all`: names of what answers if nothing else can."""
     if isinstance(target, ModelSpec):
         own: tuple[Stage, ...] = (Stage("order 1", (Member(target.name),)),)
-        return Plan(target.name, None, (*own, *_last(own, meaning, for_all)))
-    own = (*_own(target, meaning), *_in_turn("fallback", target.fallbacks, meaning))
-    for_long = _in_turn("context fallback", target.context_fallbacks, meaning)
-    return Plan(target.name, target, (*own, *_last(own, meaning, for_all, target)), for_long)
+        return Plan(target.name, None, (*own, *_last(own, names, for_all)))
+    own = (*_own(target, names), *_in_turn("fallback", target.fallbacks, names))
+    for_long = _in_turn("context fallback", target.context_fallbacks, names)
+    return Plan(target.name, target, (*own, *_last(own, names, for_all, target)), for_long)
 
 
 def _last(
-    own: Sequence[Stage], meaning: Meaning, names: Sequence[str], asked: Route | None = None
+    own: Sequence[Stage], names: Meanings, for_all: Sequence[str], asked: Route | None = None
 ) -> tuple[Stage, ...]:
     """The fallbacks of all, without what is asked before."""
     known = {member.name for stage in own for member in stage.members} | ({asked.name} if asked is not None else set())
-    return tuple(stage for stage in _in_turn(FOR_ALL, names, meaning) if stage.members[0].name not in known)
+    return tuple(stage for stage in _in_turn(FOR_ALL, for_all, names) if stage.members[0].name not in known)
 
 
-def _own(route: Route, meaning: Meaning) -> Iterator[Stage]:
+def _own(route: Route, names: Meanings) -> Iterator[Stage]:
     if route.models:
-        yield Stage("order 1", tuple(_member(name, meaning) for name in route.models))
+        yield Stage("order 1", tuple(_member(name, names) for name in route.models))
     for tier in TIERS:
-        if names := route.tiers.of(tier):
-            yield Stage(f"tier {tier}", tuple(_member(name, meaning) for name in names), tier=tier)
+        if of_tier := route.tiers.of(tier):
+            yield Stage(f"tier {tier}", tuple(_member(name, names) for name in of_tier), tier=tier)
     deployments = sorted(route.deployments, key=lambda one: one.order)
     for order, equal in groupby(deployments, key=lambda one: one.order):
-        members = tuple(_member(one.model, meaning, one.weight) for one in equal)
+        members = tuple(_member(one.model, names, one.weight) for one in equal)
         yield Stage(f"order {order}", members, balanced=True)
 
 
-def _in_turn(kind: str, names: Sequence[str], meaning: Meaning) -> tuple[Stage, ...]:
-    return tuple(Stage(kind, (_member(name, meaning),)) for name in names)
+def _in_turn(kind: str, members: Sequence[str], names: Meanings) -> tuple[Stage, ...]:
+    return tuple(Stage(kind, (_member(name, names),)) for name in members)
 
 
-def _member(name: str, meaning: Meaning, weight: int = 1) -> Member:
+def _member(name: str, names: Meanings, weight: int = 1) -> Member:
     """A name that means nothing stays: its model is not there, and is passed over."""
-    found = meaning(name)
+    found, variant = names.meaning(name), names.variant(name)
     if isinstance(found, Route):
-        return Member(found.name, plan_of(found, meaning), weight)
-    return Member(name if found is None else found.name, None, weight)
+        return Member(found.name, plan_of(found, names), weight, variant)
+    return Member(name if found is None else found.name, None, weight, variant)

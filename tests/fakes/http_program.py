@@ -14,6 +14,20 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+JSON, EVENTS = "application/json", "text/event-stream"
+HELLO = {"role": "assistant", "content": "hello"}
+CHAT = json.dumps(
+    {"id": "1", "object": "chat.completion", "created": 1, "model": "inner",
+     "choices": [{"index": 0, "message": HELLO, "finish_reason": "stop"}]}
+).encode()  # fmt: skip
+CHUNKS = [
+    b"data: %b\n\n" % json.dumps(
+        {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "inner",
+         "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
+    ).encode()
+    for delta, reason in ((HELLO, None), ({}, "stop"))
+] + [b"data: [DONE]\n\n"]  # fmt: skip
+
 
 class Answers(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -29,14 +43,17 @@ class Answers(BaseHTTPRequestHandler):
             self.answer(401, b'{"error": {"message": "wrong key"}}')
         elif ARGS.broken:
             self.answer(500, b'{"error": {"message": "no model is loaded"}}')
+        elif self.path == "/v1/chat/completions":
+            streams = json.loads(body).get("stream")
+            self.answer(200, b"".join(CHUNKS) if streams else CHAT, EVENTS if streams else JSON)
         elif self.path == "/v1/images/generations":
             self.answer(200, b'{"created": 1, "data": [{"b64_json": "aGVsbG8="}]}')
         else:
             self.answer(200, b'{"text": "hello"}')
 
-    def answer(self, status: int, body: bytes) -> None:
+    def answer(self, status: int, body: bytes, kind: str = JSON) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

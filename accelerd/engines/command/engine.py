@@ -55,7 +55,7 @@ class CommandLine(Struct):
 class Command(Engine):
     """Plans for servers of any kind. One object for all models."""
 
-    dialect = Dialect()
+    dialect = Dialect(own_names=True)
 
     def __init__(
         self,
