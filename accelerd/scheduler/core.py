@@ -358,9 +358,8 @@ class Core:
             for waiter in record.waiting:
                 if waiter.deadline is not None and record.state is not State.DOWNLOADING:
                     due = min(due, waiter.deadline)
-            retry_at = record.retry_at if record.state is State.BACKOFF else None
-            if retry_at is not None and (not record.waiting or retry_at > self._clock.monotonic()):
-                due = min(due, retry_at)
+            if record.state is State.BACKOFF and record.retry_at is not None and not record.waiting:
+                due = min(due, record.retry_at)  # where somebody waits, `schedule` has said when it wants to be called
             if record.state is State.KILLING and not record.stuck:
                 due = min(due, record.since + self._exits.stuck_after)
             idle = self._idle_deadline(record)

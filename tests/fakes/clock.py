@@ -8,8 +8,10 @@ class FakeClock:
 
     def __init__(self, now: float = 1000.0) -> None:
         self.now = now
+        self.pace = 0.0  # s that pass with every reading
 
     def monotonic(self) -> float:
+        self.now += self.pace
         return self.now
 
     def advance(self, seconds: float) -> None:

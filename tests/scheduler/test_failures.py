@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import pytest
+
 from accelerd.base.exits import Cause
 from accelerd.config.model import SchedulerSettings
 from accelerd.scheduler.lifecycle import State
@@ -240,6 +242,46 @@ def test_whose_turn_it_was_waits_it_out_too() -> None:
     bench.pass_time(2.5)
     bench.ready("a")
     assert again.lease is not None
+
+
+@pytest.mark.parametrize("timer", [True, False])
+@pytest.mark.parametrize("readings", range(8))
+def test_a_back_off_that_ends_while_the_scheduler_decides_is_followed_by_a_start(readings: int, timer: bool) -> None:
+    """What happens so many readings of the clock before its end is a timer that fires early, or another request."""
+    bench = Bench([model("a"), model("b")])
+    crashes(bench, 1)
+    bench.request("a")
+    bench.ready("a")
+    waits = bench.request("a")
+    bench.gone("a", CRASH)
+    retry_at = bench.core.next_deadline()
+    assert math.isfinite(retry_at)
+    bench.clock.pace = 0.001
+    bench.clock.now = retry_at - (readings + 0.5) * bench.clock.pace
+    if timer:
+        bench.core.tick()
+    else:
+        bench.request("b")
+    assert bench.loads().count("a") == 3 or bench.core.next_deadline() <= retry_at
+    bench.clock.pace = 0.0
+    bench.pass_time(1)
+    bench.ready("a")
+    assert waits.lease is not None
+
+
+def test_a_back_off_that_ends_while_nothing_may_start_is_followed_by_a_start() -> None:
+    bench = Bench([model("a")])
+    crashes(bench, 1)
+    bench.request("a")
+    bench.ready("a")
+    waits = bench.request("a")
+    bench.gone("a", CRASH)
+    bench.core.devices.pause(True)
+    bench.pass_time(10)
+    assert bench.state("a") is State.BACKOFF
+    bench.core.devices.pause(False)
+    bench.ready("a")
+    assert waits.lease is not None
 
 
 def test_a_long_back_off_or_a_load_that_fails_is_not_waited_out() -> None:
