@@ -8,6 +8,7 @@ marks file names and `secret` hides the value. Pure; knows no key and no table.
 import re
 from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
 
 from msgspec import Meta
 
@@ -85,6 +86,22 @@ def _text(pattern: str, expects: str, *, json: bool = False, secret: bool = Fals
         return value
 
     return Annotated[str, _type(expects, checked, f"^{pattern}$" if json else None, secret=secret)]
+
+
+def _url(pattern: str, expects: str) -> Any:
+    """The type of an address. A wrong one is not quoted back: it may have a password."""
+    compiled = re.compile(pattern)
+
+    def checked(value: str) -> str:
+        if not compiled.fullmatch(value):
+            raise ValueError(expects)
+        try:
+            urlsplit(value).port  # noqa: B018  (ValueError for one above 65535)
+        except ValueError:
+            raise ValueError(expects) from None
+        return value
+
+    return Annotated[str, _type(expects, checked, f"^{pattern}$", secret=True)]
 
 
 CACHE_TYPE: Final = 'a type such as "f16", "q8_0", "q5_1" or "q4_0", or another that the program knows'
@@ -263,12 +280,14 @@ WebOrigin = _text(
     r"[a-z][a-z0-9+.-]*://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?",
     'an origin such as "https://chat.example.org" (scheme and host, no path, no "*")',
 )
-RemoteUrl = _text(
+RemoteUrl = _url(
     rf"https?://{_AUTHORITY}(?:/[A-Za-z0-9._~/-]*)?",
-    'the address of a server, such as "https://mac.lan:1234/v1" (no user, no query; a key is written in key_file)',
-    secret=True,
+    'the address of a server, such as "https://mac.lan:1234/v1" (http or https, a port up to 65535, no user, no query; '
+    "a key is written in key_file)",
 )
-ProxyUrl = _text(rf"http://{_AUTHORITY}/?", 'the address of an HTTP proxy, such as "http://proxy.lan:3128"')
+ProxyUrl = _url(
+    rf"http://{_AUTHORITY}/?", 'the address of an HTTP proxy, such as "http://proxy.lan:3128", without user'
+)
 HeaderName = Annotated[str, _type(_HEADER_NAME, _header_name)]
 HeaderValue = Annotated[str, _type("a text on one line, of Latin letters and signs", _header, secret=True)]
 CredentialName = _text("[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", "the name of a systemd credential")

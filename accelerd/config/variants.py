@@ -24,8 +24,8 @@ def _fields(value: Any) -> Fields:
     if not isinstance(value, dict):
         raise ValueError(FIELDS)
     found = tuple((path, msgspec.json.encode(leaf)) for path, leaf in _leaves(value, ()))
-    if any(path[0] in PROTECTED for path, _ in found):
-        raise ValueError(FIELDS)
+    if named := next((path[0] for path, _ in found if path[0] in PROTECTED), None):
+        raise ValueError(f"fields without {named}, by which accelerd itself decides")
     return found
 
 

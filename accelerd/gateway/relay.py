@@ -55,10 +55,7 @@ def response_head(
 
     `model`: which answers; "": that is not known yet. `route`: by which it was reached; `attempt`: how many were asked.
     """
-    lines = [
-        f"HTTP/1.1 {status} {reason(status)}".encode(),
-        b"Content-Type: " + kind,
-    ]
+    lines = [f"HTTP/1.1 {status} {reason(status)}".encode(), b"Content-Type: " + kind]
     if model:
         lines.append(f"{names.HEADER_MODEL}: {quote(model, safe=PRINTABLE)}".encode())
         if route:
@@ -431,6 +428,8 @@ class Relay:
         else:
             self._keep_alive = False
             framing = b"\r\n"
+        if status >= 400 and self._head is not None and self._head.retry_after is not None:
+            framing = b"Retry-After: %d\r\n" % self._head.retry_after + framing
         head = response_head(status, content_type, model, self._keep_alive, self._origin, self.route, self.attempt)
         return b"%b%b\r\n%b" % (head, date_and_id(self._id, self._path).encode(), framing)
 

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 ERROR_BYTES: Final = 256 << 10  # of an error that is passed on
 LAST_CHUNK: Final = b"0\r\n\r\n"
+PAGES: Final = ("text/html", "application/xhtml+xml")  # of a login, or of a wrong path
 REFUSED: Final = (401, 403, 407)
 
 
@@ -95,6 +96,8 @@ class RemoteConnection:
                 raise client.refused(status)
             if not 200 <= status < 300 and status < 400:
                 raise client.trouble(f"it answers with a redirection (status {status}): write its new address in url")
+            if status < 400 and response.content_type in PAGES:
+                raise client.trouble(f"it answers with a page ({response.content_type}): is url right?")
             self._remotes.answered(client.remote.name)
             client.answers()
             self._answered = True

@@ -109,8 +109,8 @@ class Directory:
         ]
 
     def generated(self, spec: ModelSpec) -> str:
-        """The name with its prefix; nothing where it has one already, or the name is taken."""
-        if spec.name not in self.models or spec.name.startswith((NPU, LOCAL)):
+        """The name with its prefix; nothing where it has one already, the name is taken, or the model is elsewhere."""
+        if spec.elsewhere or spec.name not in self.models or spec.name.startswith((NPU, LOCAL)):
             return ""
         name = (NPU if self._kind_of(spec) == "npu" else LOCAL) + spec.name
         return "" if name in self._named else name

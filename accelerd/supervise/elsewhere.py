@@ -6,8 +6,10 @@ There is nothing to find, to measure, to take over or to end.
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 
+from accelerd.base import names
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause, Exit
 from accelerd.config.model import ModelSpec
@@ -16,6 +18,9 @@ from accelerd.instances import InstanceInfo, Listener
 from accelerd.supervise import exit_messages
 from accelerd.supervise.process.output import OutputRing
 from accelerd.supervise.process.processes import InstanceTag
+from accelerd.system.records import event
+
+log = logging.getLogger(__name__)
 
 
 class InstanceElsewhere:
@@ -63,6 +68,10 @@ class InstanceElsewhere:
             self._plan = plan = await self._engine.plan(self.spec, Path(), None)
         except AccelError as error:
             return exit_messages.refused(error, ())
+        except Exception:
+            text = f"a bug in accelerd: {self.spec.name} cannot be asked for"
+            event(log, logging.ERROR, text, message_id=names.MSG_BUG, model=self.spec.name, exc_info=True)
+            return Exit(Cause.SPAWN_FAILED, "cannot use the model: a bug in accelerd, see its log")
         if not self._ended.done():
             self._listener.instance_ready(self.number, plan.endpoint, plan.secret)
         return Exit(await self._ended, f"{self.spec.name} was stopped")

@@ -219,7 +219,8 @@ async def desk_of(*specs: ModelSpec, begin: bool = True) -> AsyncIterator[World]
 
     learned = SimpleNamespace(entries=lambda: (), forget=lambda key=None: 3)
     engine = SimpleNamespace(traits=lambda spec: Traits(frozenset(("chat",))))
-    router = RequestRouter(scheduler, {"llama-server": engine}, clock.monotonic, Remotes(clock.monotonic, {}))  # type: ignore[dict-item]
+    remotes = Remotes(clock.monotonic, {})
+    router = RequestRouter(scheduler, {"llama-server": engine}, clock.monotonic, remotes)  # type: ignore[dict-item]
     parts = ControlParts()
     vars(parts).update(
         roots=SimpleNamespace(home=Path("/home/me")),
@@ -229,6 +230,7 @@ async def desk_of(*specs: ModelSpec, begin: bool = True) -> AsyncIterator[World]
         supervisor=world,
         model_info=SimpleNamespace(learned=learned, forecast=forecast, load_seconds=lambda spec: 1.5),
         router=router,
+        remotes=remotes,
         daemon=world,
         jobs=Jobs(clock, world.events),
         pins=Pins(scheduler.holds, clock, world.events),

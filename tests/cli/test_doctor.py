@@ -134,6 +134,15 @@ def test_model_files_each_missing_one_is_named(here: CheckContext, ctl: Ctl, tmp
     assert "accelctl remove" not in first.fix + second.fix, "remove refuses what accelctl did not write"
 
 
+def test_a_file_of_another_program_may_be_of_any_kind(here: CheckContext, ctl: Ctl, tmp_path: Path) -> None:
+    file = tmp_path / "ggml-tiny.bin"
+    file.write_bytes(b"lmgg" + bytes(100))
+    ctl.configure(
+        f'[models.hear]\nengine = "command"\npath = "{file}"\n[models.hear.command]\npreset = "whisper.cpp"\n'
+    )
+    assert list(engine.model_files(here)) == []
+
+
 def test_a_file_that_ends_early_is_not_readable(here: CheckContext, ctl: Ctl, tmp_path: Path) -> None:
     whole = gguf(tmp_path)
     assert ctl("add", str(whole)).status == 0

@@ -49,6 +49,8 @@ def test_its_models_are_replaced_when_a_remote_changes(home: Home) -> None:
         (MAC + 'key_file = "/k"\ncredential = "k"\n' + BIG, "remotes.mac.credential", "not both"),
         ('[remotes.mac]\nurl = "ftp://mac"\n' + BIG, "remotes.mac.url", "the address of a server"),
         ('[remotes.mac]\nurl = "https://me:pw@mac"\n' + BIG, "remotes.mac.url", "the address of a server"),
+        ('[remotes.mac]\nurl = "https://mac:99999/v1"\n' + BIG, "remotes.mac.url", "a port up to 65535"),
+        (MAC + 'proxy = "http://me:pw@box:1"\n' + BIG, "remotes.mac.proxy", "without user"),
         (MAC + 'headers = {Host = "x"}\n' + BIG, "remotes.mac.headers.Host", "the name of a header"),
         (MAC + 'headers = {X = "a\\nb"}\n' + BIG, "remotes.mac.headers.X", "a text on one line"),
         (MAC + 'proxy = "socks5://box:1080"\n' + BIG, "remotes.mac.proxy", "an HTTP proxy"),
@@ -61,6 +63,7 @@ def test_mistakes(home: Home, text: str, key: str, words: str) -> None:
     assert [one.key for one in errors] == [key]
     assert words in errors[0].message
     assert ":pw" not in errors[0].message
+    assert "99999" not in errors[0].message
 
 
 def test_a_key_that_others_can_read_keeps_nothing_from_being_served(home: Home) -> None:

@@ -56,8 +56,8 @@ def test_a_route_may_name_a_variant(home: Home) -> None:
 @pytest.mark.parametrize(
     ("text", "key", "words"),
     [
-        ('set = {model = "x"}', "set", "without model and stream"),
-        ("default = {stream = true}", "default", "without model and stream"),
+        ('set = {model = "x"}', "set", "without model, by which"),
+        ("default = {stream = true}", "default", "without stream, by which"),
         ('set = "x"', "set", "a table of request fields"),
         ("set = {at = nan}", "set", "values that JSON has"),
         ('set = {"a..b" = 1}', "set", "dots between the parts"),

@@ -20,7 +20,7 @@ from tests.harness import Answer, Daemon, DaemonFactory, eventually, free_port, 
 KEY = "sk-remote-0123456789"
 HELLO = "".join(WORDS)
 MODES = (
-    "big", "slow", "hangup", "redirect", "busy", "broken", "unhappy", "head", "garbage", "gzip", "cut",
+    "big", "slow", "hangup", "redirect", "busy", "page", "broken", "unhappy", "head", "garbage", "gzip", "cut",
     "cut-chunk", "odd",
 )  # fmt: skip
 
@@ -93,6 +93,7 @@ def daemon(factory: DaemonFactory, sites: Site, mac: FakeRemote) -> Iterator[Dae
             model("llama", "llama", "llama3.2"),
             '[routes.either]\nmodels = ["hangup", "gone", "big"]\n',
             '[routes.home]\nmodels = ["broken", "here"]\n',
+            '[routes.paged]\nmodels = ["page", "big"]\n',
         ]
         credentials = folder / "credentials"
         credentials.mkdir()
@@ -176,6 +177,7 @@ def test_a_stream_that_breaks_ends_with_a_clear_error(daemon: Daemon, name: str,
     [
         ("hangup", "the remote mac: it closed the connection without an answer"),
         ("redirect", "answers with a redirection (status 307)"),
+        ("page", "the remote mac: it answers with a page (text/html): is url right?"),
         ("head", "the remote mac: its answer is not valid HTTP"),
         ("garbage", "the remote mac: its answer is not valid HTTP"),
         ("late", "not begun to answer within 0.2 s"),
@@ -206,7 +208,8 @@ def test_its_own_errors_are_passed_on_without_its_address_and_key(daemon: Daemon
     answer = daemon.chat("unhappy")
     assert answer.status == 400
     assert "temperature is too hot" in answer.json()["error"]["message"]
-    assert daemon.chat("busy").status == 429
+    answer = daemon.chat("busy")
+    assert (answer.status, answer.headers["retry-after"]) == (429, "7")
 
 
 def test_a_refused_key_is_in_the_log_once_and_is_read_again(daemon: Daemon, mac: FakeRemote, sites: Site) -> None:
@@ -259,6 +262,12 @@ def test_a_route_goes_on_until_the_first_byte(daemon: Daemon) -> None:
     assert text_of(answer) == HELLO
     assert answer.headers["x-accelerd-model"] == "big"
     assert daemon.chat("home").headers["x-accelerd-model"] == "here"
+
+
+def test_a_page_in_the_place_of_an_answer_is_none(daemon: Daemon) -> None:
+    for stream in (False, True):
+        answer = daemon.chat("paged", stream=stream)
+        assert (answer.status, answer.headers["x-accelerd-model"]) == (200, "big")
 
 
 def test_connections_are_used_again_and_one_that_was_closed_meanwhile_harms_nobody(

@@ -144,6 +144,10 @@ class Server:
                 return _send(connection, 500, {"error": {"message": text, "type": "server_error"}})
             case "unhappy":
                 return _send(connection, 400, {"error": {"message": "temperature is too hot", "param": "temperature"}})
+            case "page":
+                head = b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\nContent-Length: 12\r\n\r\n"
+                connection.sendall(head + b"Please login")
+                return True
             case "head":
                 connection.sendall(b"HTTP/1.1 200 OK\r\nX-Big: " + b"x" * 200_000 + b"\r\n\r\n")
                 return False

@@ -80,6 +80,13 @@ def test_what_is_done_to_a_model_cannot_be_done_to_a_route() -> None:
     assert caught.value.code == "bad_request"
 
 
+def test_a_model_elsewhere_is_not_local() -> None:
+    spec = ModelSpec("big", engine="remote", remote="mac", model="big")
+    known = Directory((spec,))
+    assert known.aliases(spec) == ()
+    assert known.meaning("local/big") is None
+
+
 def test_the_prefix_follows_what_becomes_known_of_the_device() -> None:
     kinds = {"m": ""}
     spec = ModelSpec("m", engine="lemonade", model="M")

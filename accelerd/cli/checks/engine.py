@@ -42,7 +42,11 @@ def model_files(s: CheckContext) -> Iterator[Check]:
     from accelerd.engines.llama_server import files
 
     # What a path means in a container is seen there, when the model is loaded.
-    with_files = [spec for spec in s.config.models.values() if spec.path and spec.home in ON_THE_HOST]
+    with_files = [
+        spec
+        for spec in s.config.models.values()
+        if spec.path and spec.home in ON_THE_HOST and spec.engine == "llama-server"  # others' may be of any kind
+    ]
     bad, reader = 0, files.FileReader(s.env)
     for spec in with_files:
         try:

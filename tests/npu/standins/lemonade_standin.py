@@ -346,6 +346,14 @@ class Router:
         return said
 
 
+class Server(ThreadingHTTPServer):
+    request_queue_size = 64
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client that has gone
+            super().handle_error(request, client_address)
+
+
 class Handler(BaseHTTPRequestHandler):
     """One connection of a client."""
 
@@ -508,9 +516,8 @@ def serve(version: str, config: dict[str, Any], registered: dict[str, Any] | Non
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     host, port = config["host"], int(config["port"])
-    ThreadingHTTPServer.request_queue_size = 64
     try:
-        server = ThreadingHTTPServer(("127.0.0.1" if host == "localhost" else host, port), Handler)
+        server = Server(("127.0.0.1" if host == "localhost" else host, port), Handler)
     except OSError as error:
         print(f"Error: Failed to bind to {host}:{port}: {error.strerror}", flush=True)
         return 1
