@@ -198,10 +198,9 @@ class Admission:
 
         Returned: name → arrival time after which its requests must wait behind the one that needs the room.
         """
-        wanted = [r for r in self.records.values() if r.waiting and self.startable(r, now)]
-        for record in self.records.values():
-            if record.waiting and record.retry_at is not None and record.retry_at > now:
-                self.wake = min(self.wake, record.retry_at)  # by the same `now`: the clock goes on meanwhile
+        asked = [r for r in self.records.values() if r.waiting]
+        wanted = [r for r in asked if self.startable(r, now)]
+        self.wake = min([self.wake, *(r.retry_at for r in asked if r.retry_at is not None and r.retry_at > now)])
         for record in wanted:
             if record.spec.elsewhere:
                 self.start(record, record.need)

@@ -359,7 +359,7 @@ class Core:
                 if waiter.deadline is not None and record.state is not State.DOWNLOADING:
                     due = min(due, waiter.deadline)
             if record.state is State.BACKOFF and record.retry_at is not None and not record.waiting:
-                due = min(due, record.retry_at)  # where somebody waits, `schedule` has said when it wants to be called
+                due = min(due, record.retry_at)  # else `schedule` decides by its own reading of the clock
             if record.state is State.KILLING and not record.stuck:
                 due = min(due, record.since + self._exits.stuck_after)
             idle = self._idle_deadline(record)
