@@ -57,6 +57,7 @@ class InferenceRequest(Struct):
     attempts: Attempts = field(default_factory=Attempts)
     translated: tuple[UpstreamTarget, TranslatedRequest] | None = None  # how the body was translated the last time
     returns: int = 0  # into the queue, because its engine had died before it read the request
+    patient: bool = False  # it waits out a back-off, because no other model can answer it now
 
     @property
     def path(self) -> str:
@@ -186,7 +187,8 @@ class Forwarder:
             if error is None or relay.passed:
                 self._going_on.ended(request.target, request.facts, request.attempts, error or relay.verdict)
                 return None if error is None else relay.fail(error)
-            if not (self._returns(request, relay) or await self._elsewhere(request, error)):
+            stays = self._returns(request, relay) or self._waits_out(request, error)
+            if not (stays or await self._elsewhere(request, error)):
                 return relay.fail(all_failed(request.facts, request.attempts) or error)
             relay.start_over()
 
@@ -195,8 +197,15 @@ class Forwarder:
         """Did its engine die before it read the request? Then it has the place in the queue again that it had."""
         if not relay.unread or relay.cut_with is not None or request.returns >= MOST_RETURNS:
             return False
-        request.returns += 1
+        request.returns, request.patient = request.returns + 1, False
         log.info("%s: its engine was gone before it had read a request: the request waits again", request.target.model)
+        return True
+
+    def _waits_out(self, request: InferenceRequest, error: AccelError) -> bool:
+        """Is the model in a back-off while no other one can answer? Then the request asks to wait until it ends."""
+        if request.patient or not self._going_on.waits_out(request.target, request.facts, request.attempts, error):
+            return False
+        request.patient = True
         return True
 
     async def _elsewhere(self, request: InferenceRequest, error: AccelError) -> bool:
@@ -207,7 +216,7 @@ class Forwarder:
             target = await self._going_on.again(request.facts, request.attempts)
         if target is None:
             return False
-        request.target, request.returns = target, 0
+        request.target, request.returns, request.patient = target, 0, False
         return True
 
     def _replaceable(self, request: InferenceRequest, error: AccelError) -> bool:
@@ -254,7 +263,8 @@ class Forwarder:
 
     async def _wait(self, request: InferenceRequest, relay: Relay) -> Lease:
         """A place in the queue. A streaming client gets comments, so that it knows that we are alive."""
-        ticket = self._scheduler.enqueue(request.target.model, relay.began)
+        moves_on = not request.patient and self._router.several(request.facts)
+        ticket = self._scheduler.enqueue(request.target.model, relay.began, moves_on=moves_on)
         try:
             if request.stream:
                 began = self._now()

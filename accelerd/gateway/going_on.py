@@ -84,6 +84,13 @@ class GoingOn:
             facts.too_long = before
         return self._pause(facts, {**attempts.failed, target.model: error}, attempts.repeated) is not None
 
+    def waits_out(self, target: UpstreamTarget, facts: RequestFacts, attempts: Attempts, error: AccelError) -> bool:
+        """Is it a back-off after which `target` may answer before anybody else?"""
+        if error.code != "model_backing_off" or not self._router.several(facts):
+            return False
+        failed = self._failed(facts, {**attempts.failed, target.model: error})
+        return not self._router.others_able(facts, failed)
+
     async def again(self, facts: RequestFacts, attempts: Attempts) -> UpstreamTarget | None:
         """After a pause the target where all that have failed are asked once more; None: that is not to be."""
         pause = self._pause(facts, attempts.failed, attempts.repeated)

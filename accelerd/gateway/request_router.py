@@ -190,6 +190,11 @@ class RequestRouter:
         plan = self.directory.plan(found)
         return plan if len(plan.models) > 1 or plan.route is not None else None
 
+    def several(self, facts: RequestFacts) -> bool:
+        """May more than one model answer?"""
+        plan = self.plan(facts)
+        return plan is not None and len(plan.models) > 1
+
     def another(self, facts: RequestFacts, failed: Mapping[str, str], *, ask: bool = True) -> UpstreamTarget | None:
         """The target at another model that may answer. `failed`: why these do not, by name.
 
@@ -202,6 +207,16 @@ class RequestRouter:
         if all(name in lacking for name in plan.reach(long=facts.too_long)):
             return None
         return self._routed(plan, facts, lacking, ask=ask)
+
+    def others_able(self, facts: RequestFacts, failed: Mapping[str, str]) -> bool:
+        """Would a request be answered now by a model other than these that `failed`?"""
+        plan = self.plan(facts)
+        if plan is None:
+            return False
+        looks = self._decide(plan, facts, {**_words(self._lacking(plan, facts)), **failed}).looks
+        able = [look.model for look in looks if look.ahead is not None and not look.cools]
+        contexts = [self.context(self.directory.models[name]) for name in able]
+        return any(context is None or not facts.exceeds(context) for context in contexts)
 
     def _routed(
         self, plan: Plan, facts: RequestFacts, lacking: Mapping[str, str], *, ask: bool = True

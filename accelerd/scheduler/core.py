@@ -140,7 +140,7 @@ class Core:
         now = self._clock.monotonic()
         if record.stuck:
             return self._exits.stuck_error(record)
-        waits_out = record.waited_out and waiter.arrived < record.since
+        waits_out = record.waited_out and waiter.arrived < record.since and not waiter.moves_on
         failed = record.state in (State.BACKOFF, State.FAILED) and not self._admission.startable(record, now)
         if failed and not waits_out:
             return self._exits.failure(record, now)

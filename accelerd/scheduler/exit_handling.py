@@ -216,6 +216,10 @@ class ExitHandling:
                 record.waited_out = before is State.READY and delay <= SHORT_PAUSE
                 self._admission.move(record, Event.BACK_OFF, exit.message)
                 if record.waited_out:
+                    error = self.failure(record, now)
+                    for waiter in [w for w in record.waiting if w.moves_on]:
+                        self._admission.remove(record, waiter)
+                        waiter.resolve(error)
                     return
         self._admission.reject_all(record, self.failure(record, now))
 

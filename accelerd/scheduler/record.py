@@ -58,6 +58,7 @@ class Waiter(Struct, eq=False):
     retried: bool = False  # one load that it waited for has run out of memory, or found no files
     lacking_since: float | None = None  # since when other programs have had the memory that it needs
     held: bool = False  # no client waits: it stands for a hold of the model
+    moves_on: bool = False  # another model may answer its request: it waits out no back-off
 
 
 class DownloadProgress(Struct, frozen=True):

@@ -105,15 +105,17 @@ class Scheduler(Core):
         self._notice_sleep()
         return super().acquire(name)
 
-    def enqueue(self, name: str, arrived: float | None = None) -> Ticket:
+    def enqueue(self, name: str, arrived: float | None = None, *, moves_on: bool = False) -> Ticket:
         """Take a place in the queue. AccelError at once when waiting is pointless.
 
-        `arrived`: when the request came, where that is not now; the limit on waiting counts from now.
+        `arrived`: when the request came, where that is not now; the limit on waiting counts from now. `moves_on`: see
+        Waiter.
         """
         self._notice_sleep()
         ticket = Ticket(self._loop.create_future(), partial(self.cancel, name), self.release)
         now = self._clock.monotonic()
-        ticket.waiter = Waiter(ticket.resolve, now if arrived is None else arrived, now + self.settings.queue_timeout)
+        since, deadline = now if arrived is None else arrived, now + self.settings.queue_timeout
+        ticket.waiter = Waiter(ticket.resolve, since, deadline, moves_on=moves_on)
         self.submit(name, ticket.waiter)
         return ticket
 

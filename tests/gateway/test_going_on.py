@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from accelerd.base.exits import Cause, Exit
-from accelerd.config.model import ModelSpec, Route, ServerSettings
+from accelerd.config.model import ModelSpec, Route, SchedulerSettings, ServerSettings
 from accelerd.engines.base import Dialect, Traits
 from tests.gateway.bench import (
     DONE,
@@ -25,7 +25,7 @@ from tests.gateway.bench import (
     token,
     until,
 )
-from tests.gateway.client import Response, chat
+from tests.gateway.client import Client, Response, chat
 
 MODELS = [ModelSpec(name, path=f"/{name}.gguf") for name in ("first", "second", "third")]
 ROUTE = Route("team", ("first", "second", "third"))
@@ -315,6 +315,77 @@ async def test_it_is_the_first_in_the_queue_again(tmp_path: Path) -> None:
         mortal.probe(probes[0])
         assert [one.status for one in await asyncio.gather(asking, *others)] == [200, 200, 200]
         assert [one.json()["number"] for one in b.engine.requests] == [0, 1, 2]
+
+
+async def loaded_again(b: Bench, client: Client) -> None:
+    """The first model has ended once and is loaded again; when it ends once more, it backs off."""
+    assert (await client.ask(body=chat("team"))).headers[HEADER] == "first"
+    instance = b.scheduler.snapshot("first").instance
+    assert instance is not None
+    b.scheduler.instance_gone(instance, Exit(Cause.EXITED, "was killed by signal 9"))
+    assert (await client.ask(body=chat("team"))).headers[HEADER] == "first"
+    await b.settled()
+    b.engine.requests.clear()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@on_both_loops
+async def test_nobody_waits_out_a_back_off_where_another_model_can_answer(
+    tmp_path: Path, stream: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("accelerd.scheduler.exit_handling.SHORT_PAUSE", 600.0)
+    slow = SchedulerSettings(backoff_initial=60.0)  # only a reset ends it
+    async with (
+        bench(tmp_path, models=MODELS, routes=[ROUTE], scheduling=slow) as b,
+        await b.client() as one,
+        await b.client() as other,
+        await b.client() as alone,
+    ):
+        await loaded_again(b, one)
+        if stream:
+            b.engine.says(SSE_HEAD, token("a"), DONE)
+        mortal = Mortal(b)
+        probes: list[int] = []
+        b.instances.probe = probes.append  # type: ignore[method-assign]
+        asking = [asyncio.create_task(one.ask(body=chat("team", stream=stream)))]
+        await until(lambda: b.scheduler.queued == 1, "it has met the dead engine")
+        asking.append(asyncio.create_task(alone.ask(body=chat("first", stream=stream))))
+        await until(lambda: b.scheduler.queued == 2, "one that only this model may answer")
+        mortal.probe(probes[0])
+        answer = await asking[0]
+        assert (answer.status, answer.complete, answer.headers[HEADER]) == (200, True, "second")
+        answer = await other.ask(body=chat("team", stream=stream))
+        assert (answer.status, answer.headers[HEADER]) == (200, "second")
+        assert b.scheduler.snapshot("first").queue == 1
+        b.scheduler.reset("first")
+        answer = await asking[1]
+        assert (answer.status, answer.headers[HEADER]) == (200, "first")
+    assert "team: first cannot answer (model_backing_off), second is asked" in caplog.text
+
+
+@on_both_loops
+async def test_where_no_other_can_a_request_waits_it_out(tmp_path: Path) -> None:
+    quick = SchedulerSettings(backoff_initial=0.01)
+    async with bench(tmp_path, models=MODELS, routes=[ROUTE], scheduling=quick) as b, await b.client() as client:
+        await loaded_again(b, client)
+        mortal = Mortal(b)
+        started: list[str] = []
+
+        def begin(instance: int, spec: ModelSpec, devices: Any = ()) -> None:
+            started.append(spec.name)
+            if spec.name == "first":
+                mortal.begin(instance, spec, devices)
+            else:
+                lost = Exit(Cause.DEVICE_REMOVED, "its device is gone")
+                asyncio.get_running_loop().call_soon(b.scheduler.instance_gone, instance, lost)
+
+        b.instances.start = begin  # type: ignore[method-assign]
+        for name in ("second", "third"):
+            assert (await client.ask(body=chat(name))).code == "model_failed"
+        answer = await client.ask(body=chat("team"))
+        assert (answer.status, answer.headers[HEADER]) == (200, "first")
+        assert started == ["second", "third", "first"], "it has waited for the model, and nobody else was tried"
 
 
 @on_both_loops

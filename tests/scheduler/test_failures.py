@@ -284,6 +284,27 @@ def test_a_back_off_that_ends_while_nothing_may_start_is_followed_by_a_start() -
     assert waits.lease is not None
 
 
+def test_who_may_be_answered_by_another_model_does_not_wait_it_out() -> None:
+    bench = Bench([model("a")])
+    crashes(bench, 1)
+    bench.request("a")
+    bench.ready("a")
+    waits, moves_on, too_late = Request("a"), Request("a"), Request("a")
+    came = bench.clock.now
+    bench.core.submit("a", Waiter(waits.resolve, came, came + 60))
+    bench.core.submit("a", Waiter(moves_on.resolve, came, came + 60, moves_on=True))
+    bench.pass_time(1)
+    bench.gone("a", CRASH)
+    assert error_of(moves_on) == "model_backing_off"
+    assert waits.error is None
+    bench.core.submit("a", Waiter(too_late.resolve, came, came + 60, moves_on=True))
+    assert error_of(too_late) == "model_backing_off"
+    assert bench.core.queued == 1
+    bench.pass_time(2.5)
+    bench.ready("a")
+    assert waits.lease is not None
+
+
 def test_a_long_back_off_or_a_load_that_fails_is_not_waited_out() -> None:
     bench = Bench([model("a")], settings=SchedulerSettings(backoff_initial=4.0, max_failures=9))
     crashes(bench, 1)
