@@ -226,6 +226,7 @@ class Instance:
         self._redactor = OutputRedactor(plan.discreet) if plan.discreet and found.was_ready else None
         try:
             self._main = main = await home.adopt(found.record, self._printed, self._wake.set)
+            self._context.records.take_back(self.tag)
         except (HomeError, OSError) as error:
             self._log(logging.WARNING, str(error))
             self._main = main = None

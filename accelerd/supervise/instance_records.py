@@ -123,6 +123,10 @@ class RecordStore:
         for path in (files.environment, files.output, files.printed, files.record):
             path.unlink(missing_ok=True)
 
+    def take_back(self, tag: InstanceTag) -> None:
+        """The environment of an instance that has begun: a daemon may be killed before it does that. OSError."""
+        InstanceFiles(self._folder, tag).environment.unlink(missing_ok=True)
+
     def hand_on(self, tag: InstanceTag, printed: bytes) -> None:
         """Keep what an instance has printed for the next daemon. OSError."""
         AtomicFile(InstanceFiles(self._folder, tag).printed).write(printed)

@@ -46,6 +46,22 @@ def test_the_next_daemon_goes_on_with_the_same_process(units: Units, end: str) -
     assert units.errors() == ""
 
 
+def test_an_environment_that_a_killed_daemon_has_left_is_taken_back(units: Units) -> None:
+    first = units.daemon()
+    first.start(1, units.name())
+    first.kill()
+    (record,) = units.files("*.json")
+    left = (units.runtime / "instances" / record).with_suffix(".env")
+    left.write_text("LLAMA_API_KEY=secret\n")
+    second = units.daemon()
+    second.ask("adopt", n=7, name=units.name())
+    second.wait("ready", n=7)
+    assert not left.exists()
+    second.ask("stop", n=7)
+    second.wait("gone", n=7)
+    units.assert_nothing_left()
+
+
 def test_a_daemon_reload_in_between_changes_nothing(units: Units) -> None:
     """Every upgrade of a package makes one; systemd then reads what it has written down of a transient unit."""
     first = units.daemon()
