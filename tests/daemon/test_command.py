@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from accelerd.config.command import CommandSettings, of_preset, presets
 from tests.daemon.kit import QUICK, Site, alive
 from tests.gateway.test_form_body import FILE, B, form, part
 from tests.harness import ROOT, Answer, Daemon, DaemonFactory, eventually
@@ -26,6 +27,15 @@ def program(sites: Site, name: str, *argv: str, **settings: Any) -> str:
     return "\n".join(lines) + "\n"
 
 
+def preset(sites: Site, name: str) -> str:
+    """A model of that preset whose program is the stand-in."""
+    source = f'path = "{sites.gguf}"' if "model" in CommandSettings(**of_preset(name)).placeholders else ""
+    source = 'model = "qwen3:8b"' if name == "ollama" else source
+    lines = [f'[models."p/{name}"]', 'engine = "command"', f'binary = "{PROGRAM}"', source]
+    lines += [f'[models."p/{name}".env]', f'PROGRAM_LOG = "{sites.directory / (name + ".log")}"']
+    return "\n".join([*lines, f'[models."p/{name}".command]', f'preset = "{name}"']) + "\n"
+
+
 @pytest.fixture(scope="module")
 def daemon(factory: DaemonFactory, sites: Site) -> Daemon:
     toml = [
@@ -36,6 +46,7 @@ def daemon(factory: DaemonFactory, sites: Site) -> Daemon:
         program(sites, "key", "--port", "{port}", key_env="PROGRAM_KEY"),
         program(sites, "file", "--socket", "{socket}", "--key-file", "{key_file}"),
         program(sites, "slow", "--port", "{port}", "--slow", "0.3"),
+        *(preset(sites, name) for name in presets()),
         program(sites, "broken", "--port", "{port}", "--broken", probe_path="/v1/audio/speech", probe_body='{"a": 1}'),
     ]
     return factory.start("".join(toml).replace("[scheduler]\n", '[scheduler]\nmemory = "1 GiB"\n'))
@@ -76,6 +87,31 @@ def test_wherever_it_listens_and_however_it_gets_its_key(daemon: Daemon, name: s
     assert answer.status == 200, answer.body
     assert daemon.control("POST", f"unload?model={name}").status in (200, 202)
     eventually(lambda: daemon.state(name) == "stopped", "it is unloaded")
+
+
+REQUESTS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+    "/v1/embeddings": {"input": "hi"},
+    "/v1/audio/speech": {"input": "hi", "voice": "af"},
+    "/v1/images/generations": {"prompt": "a cat"},
+}
+PATHS = {"chat": "/v1/chat/completions", "embeddings": "/v1/embeddings", "speech": "/v1/audio/speech",
+         "images": "/v1/images/generations"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(presets()))
+def test_a_preset_starts_a_stand_in_and_is_asked_at_its_path(daemon: Daemon, sites: Site, name: str) -> None:
+    settings = CommandSettings(**of_preset(name))
+    if "transcription" in settings.api:
+        assert transcribe(daemon, f"p/{name}").status == 200
+        return
+    path = PATHS[settings.api[0]]
+    answer = daemon.send("POST", path, {"model": f"p/{name}", **REQUESTS[path]})
+    assert answer.status == 200, answer.body
+    noted = seen(sites, name)[-1]
+    assert noted["path"] == path
+    asked_for = {"ollama": "qwen3:8b"}.get(name, f"p/{name}")
+    assert json.loads(noted["body"])["model"] == asked_for
 
 
 def test_one_that_does_not_work_is_not_ready(daemon: Daemon) -> None:

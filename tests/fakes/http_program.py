@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Any program that serves HTTP, for the engine `command`: --port N or --socket PATH, then what it answers.
+"""Any program that serves HTTP, for the engine `command`: --port N or --socket PATH; other options are ignored.
 
 It notes each request in the file of PROGRAM_LOG, one JSON object a line. PROGRAM_KEY or --key-file: it answers to that
 key alone, but at /health. --slow S: at /health 503 for so many seconds. --broken: its probe fails.
@@ -14,6 +14,7 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+KEYS = ("PROGRAM_KEY", "VLLM_API_KEY", "API_KEY")
 JSON, EVENTS = "application/json", "text/event-stream"
 HELLO = {"role": "assistant", "content": "hello"}
 CHAT = json.dumps(
@@ -74,13 +75,19 @@ def note(**what: object) -> None:
 
 BEGAN = time.monotonic()
 parser = argparse.ArgumentParser()
-parser.add_argument("--port", type=int)
+parser.add_argument(
+    "--port", "--listen-port", type=int, default=os.environ.get("OLLAMA_HOST", "").rpartition(":")[2] or 0
+)
 parser.add_argument("--socket")
-parser.add_argument("--key-file")
+parser.add_argument("--key-file", "--api-key-file")
 parser.add_argument("--slow", type=float, default=0)
 parser.add_argument("--broken", action="store_true")
 ARGS, REST = parser.parse_known_args()
-KEY = Path(ARGS.key_file).read_text().strip() if ARGS.key_file else os.environ.get("PROGRAM_KEY", "")
+KEY = (
+    Path(ARGS.key_file).read_text().strip()
+    if ARGS.key_file
+    else next((os.environ[name] for name in KEYS if name in os.environ), "")
+)
 
 if __name__ == "__main__":
     note(argv=sys.argv[1:], rest=REST)
