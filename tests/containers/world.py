@@ -150,8 +150,9 @@ class Life:
 
     async def daemon_dies(self) -> None:
         """Let go of it as a killed daemon does: its child `toolbox run` goes too."""
+        children = find("toolbox", "run", self.launch.tag.instance)  # one may end by itself as soon as it is let go
         self.main.let_go()
-        for pid in find("toolbox", "run", self.launch.tag.instance):
+        for pid in children:
             os.kill(pid, signal.SIGKILL)
             await asyncio.to_thread(os.waitpid, pid, 0)
 
