@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import http.client
 import io
-import json
 import os
 import wave
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import pytest
 
 from tests.command.tiny_models import stable_diffusion
 from tests.gateway.test_form_body import B, form, part
-from tests.harness import Answer, Daemon, DaemonFactory, exchange
+from tests.harness import Answer, Daemon, DaemonFactory, eventually, exchange
 from tests.models import make_model
 
 PATIENCE = 300.0  # s: an image takes seconds of a processor that may have other work
@@ -109,13 +108,18 @@ def test_the_formats_of_a_transcription_pass_through(daemon: Daemon, shape: str,
     assert kind in answer.headers["content-type"]
 
 
-def test_what_was_measured_replaces_the_guess(daemon: Daemon) -> None:
+def test_what_it_uses_is_measured_and_remembered(daemon: Daemon) -> None:
+    def used() -> int:
+        pools = daemon.control("GET", "memory").json()["pools"]
+        held = [one for pool in pools for one in pool["holdings"] if one["model"] == "draw"]
+        return sum(one["used"] or 0 for one in held)
+
     assert draw(daemon).status == 200
-    daemon.control("GET", "memory")  # a fresh look
+    eventually(lambda: used() > 1 << 30, "its memory is seen")
     assert daemon.control("POST", "unload?model=draw").status in (200, 202)
     daemon.wait_state("draw", "stopped")
-    answer = json.loads(daemon.control("GET", "explain?model=draw").body)
-    assert "measured" in json.dumps(answer)
+    learned = daemon.control("GET", "memory/learned").json()["learned"]
+    assert [one for one in learned if one["model"] == "draw"]
 
 
 def test_its_own_error_passes_through(daemon: Daemon) -> None:
