@@ -41,7 +41,8 @@ def daemon(factory: DaemonFactory, sites: Site) -> Daemon:
     toml = [
         QUICK,
         sites.model("chat", memory="600 MiB"),
-        program(sites, "hear", memory="600 MiB", served_name="whisper-1"),
+        program(sites, "hear", memory="100 MiB"),
+        program(sites, "swap", memory="600 MiB", served_name="whisper-1"),  # of one test
         program(sites, "socket", "--socket", "{socket}"),
         program(sites, "key", "--port", "{port}", key_env="PROGRAM_KEY"),
         program(sites, "file", "--socket", "{socket}", "--key-file", "{key_file}"),
@@ -65,20 +66,20 @@ def seen(sites: Site, name: str) -> list[dict[str, Any]]:
 
 
 def test_it_is_loaded_on_demand_evicted_for_a_chat_model_and_back(daemon: Daemon, sites: Site) -> None:
-    answer = transcribe(daemon, "hear")
+    answer = transcribe(daemon, "swap")
     assert (answer.status, answer.json()) == (200, {"text": "hello"})
-    assert answer.headers["x-accelerd-model"] == "hear"
-    first = daemon.status("hear")["pid"]
+    assert answer.headers["x-accelerd-model"] == "swap"
+    first = daemon.status("swap")["pid"]
     assert daemon.chat("chat").status == 200  # both do not fit
-    assert daemon.state("hear") == "stopped"
+    assert daemon.state("swap") == "stopped"
     assert not alive(first)
-    assert draw(daemon, "hear").status == 200
+    assert draw(daemon, "swap").status == 200
     assert daemon.state("chat") == "stopped"
-    paths = [one.get("path") for one in seen(sites, "hear")]
+    paths = [one.get("path") for one in seen(sites, "swap")]
     assert paths == [None, "/v1/audio/transcriptions", None, "/v1/images/generations"]
-    assert seen(sites, "hear")[0]["rest"] == ["--model", str(sites.gguf)]
-    assert json.loads(seen(sites, "hear")[-1]["body"]) == {"model": "whisper-1", "prompt": "a cat"}
-    assert "whisper-1" in seen(sites, "hear")[1]["body"]
+    assert seen(sites, "swap")[0]["rest"] == ["--model", str(sites.gguf)]
+    assert json.loads(seen(sites, "swap")[-1]["body"]) == {"model": "whisper-1", "prompt": "a cat"}
+    assert "whisper-1" in seen(sites, "swap")[1]["body"]
 
 
 @pytest.mark.parametrize("name", ["socket", "key", "file", "slow"])
