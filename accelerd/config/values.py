@@ -73,35 +73,31 @@ def _amount(expects: str, parse: Parse, show: Parse, json_pattern: str, least: f
     return _type(expects, checked, json_pattern, show=lambda value: word if value is None else show(value))
 
 
-def _text(pattern: str, expects: str, *, json: bool = False, secret: bool = False) -> Any:
+def _text(
+    pattern: str, expects: str, *, json: bool = False, secret: bool = False, check: Callable[[str], None] | None = None
+) -> Any:
     """The type of a string that matches the pattern as a whole. `json`: the JSON Schema has the pattern, too.
 
-    `secret`: a wrong one is not quoted back.
+    `secret`: a wrong one is not quoted back. `check`: raises ValueError for what matches, and is wrong.
     """
     compiled = re.compile(pattern)
 
     def checked(value: str) -> str:
-        if not compiled.fullmatch(value):
-            raise ValueError(expects)
+        try:
+            if not compiled.fullmatch(value):
+                raise ValueError
+            if check is not None:
+                check(value)
+        except ValueError:
+            raise ValueError(expects) from None
         return value
 
     return Annotated[str, _type(expects, checked, f"^{pattern}$" if json else None, secret=secret)]
 
 
-def _url(pattern: str, expects: str) -> Any:
-    """The type of an address. A wrong one is not quoted back: it may have a password."""
-    compiled = re.compile(pattern)
-
-    def checked(value: str) -> str:
-        if not compiled.fullmatch(value):
-            raise ValueError(expects)
-        try:
-            urlsplit(value).port  # noqa: B018  (ValueError for one above 65535)
-        except ValueError:
-            raise ValueError(expects) from None
-        return value
-
-    return Annotated[str, _type(expects, checked, f"^{pattern}$", secret=True)]
+def _port_is_one(url: str) -> None:
+    """ValueError for one above 65535."""
+    urlsplit(url).port  # noqa: B018
 
 
 CACHE_TYPE: Final = 'a type such as "f16", "q8_0", "q5_1" or "q4_0", or another that the program knows'
@@ -280,13 +276,20 @@ WebOrigin = _text(
     r"[a-z][a-z0-9+.-]*://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?",
     'an origin such as "https://chat.example.org" (scheme and host, no path, no "*")',
 )
-RemoteUrl = _url(
+RemoteUrl = _text(
     rf"https?://{_AUTHORITY}(?:/[A-Za-z0-9._~/-]*)?",
     'the address of a server, such as "https://mac.lan:1234/v1" (http or https, a port up to 65535, no user, no query; '
     "a key is written in key_file)",
+    json=True,
+    secret=True,  # it may have a password
+    check=_port_is_one,
 )
-ProxyUrl = _url(
-    rf"http://{_AUTHORITY}/?", 'the address of an HTTP proxy, such as "http://proxy.lan:3128", without user'
+ProxyUrl = _text(
+    rf"http://{_AUTHORITY}/?",
+    'the address of an HTTP proxy, such as "http://proxy.lan:3128", without user',
+    json=True,
+    secret=True,
+    check=_port_is_one,
 )
 HeaderName = Annotated[str, _type(_HEADER_NAME, _header_name)]
 HeaderValue = Annotated[str, _type("a text on one line, of Latin letters and signs", _header, secret=True)]

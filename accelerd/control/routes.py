@@ -10,8 +10,11 @@ from accelerd.config.model import Route
 from accelerd.control.operations import Request, operation
 from accelerd.control.parts import ControlParts
 from accelerd.gateway.request_router import prompted
+from accelerd.routing.choice import RouteCandidate, known
 from accelerd.routing.health import HealthState
+from accelerd.routing.plan import Member, Stage
 from accelerd.routing.verdict import Cause, Verdict
+from accelerd.scheduler.record import Snapshot
 
 
 class RoutesRequest(Request, frozen=True):
@@ -121,39 +124,51 @@ def _table(parts: ControlParts, route: Route) -> RouteTable:
     router = parts.router
     decision = router.decision(route)
     looks = {look.model: look for look in decision.looks}
-    known = {snapshot.spec.name: snapshot for snapshot in parts.scheduler.snapshots()}
-    now = parts.clock.monotonic()
+    snapshots = known(parts.scheduler.snapshots())
     total = sum(number for (name, _), number in router.answered.items() if name == route.name)
     plan = router.directory.plan(route)
-    deployments = []
-    for stage in (*plan.stages, *plan.for_long):
-        for member in stage.members:
-            for model in member.models():
-                snapshot, look, health = known.get(model), looks.get(model), router.health.of(model)
-                failure, answered = health.last_failure, router.answered.get((route.name, model), 0)
-                deployments.append(
-                    DeploymentStatus(
-                        stage=stage.kind,
-                        member=member.name,
-                        model=model,
-                        weight=member.weight if stage.balanced else None,
-                        state=snapshot.state if snapshot is not None else None,
-                        device=snapshot.device if snapshot is not None else None,
-                        requests=snapshot.leases if snapshot is not None else 0,
-                        queue=snapshot.queue if snapshot is not None else 0,
-                        ahead=look.ahead if look is not None else None,
-                        why=look.why if look is not None else "answers only requests that are too long for others",
-                        health=health.state,
-                        cooling=max(0.0, health.until - now) if health.until is not None else None,
-                        last_failure=LastFailure(now - failure.at, failure.code, failure.message) if failure else None,
-                        answered=answered,
-                        share=answered / total if total else None,
-                    )
-                )
+    deployments = [
+        _deployment(parts, route, stage, member, snapshots.get(model), looks.get(model), model, total)
+        for stage in (*plan.stages, *plan.for_long)
+        for member in stage.members
+        for model in member.models()
+    ]
     return RouteTable(
         route.name, route.description, route.prefer, route.session_affinity, route.retries, decision.model,
         decision.reason, deployments,
     )  # fmt: skip
+
+
+def _deployment(
+    parts: ControlParts,
+    route: Route,
+    stage: Stage,
+    member: Member,
+    snapshot: Snapshot | None,
+    look: RouteCandidate | None,
+    model: str,
+    total: int,
+) -> DeploymentStatus:
+    """`total`: requests of the route that were answered."""
+    health, now = parts.router.health.of(model), parts.clock.monotonic()
+    failure, answered = health.last_failure, parts.router.answered.get((route.name, model), 0)
+    return DeploymentStatus(
+        stage=stage.kind,
+        member=member.name,
+        model=model,
+        weight=member.weight if stage.balanced else None,
+        state=snapshot.state if snapshot is not None else None,
+        device=snapshot.device if snapshot is not None else None,
+        requests=snapshot.leases if snapshot is not None else 0,
+        queue=snapshot.queue if snapshot is not None else 0,
+        ahead=look.ahead if look is not None else None,
+        why=look.why if look is not None else "answers only requests that are too long for others",
+        health=health.state,
+        cooling=max(0.0, health.until - now) if health.until is not None else None,
+        last_failure=LastFailure(now - failure.at, failure.code, failure.message) if failure else None,
+        answered=answered,
+        share=answered / total if total else None,
+    )
 
 
 def explain_route(parts: ControlParts, route: Route, prompt: str | None) -> RouteExplanation:
@@ -163,7 +178,7 @@ def explain_route(parts: ControlParts, route: Route, prompt: str | None) -> Rout
         )
     facts = prompted(prompt)
     decision = parts.router.decision(route, facts)
-    known = {snapshot.spec.name: snapshot for snapshot in parts.scheduler.snapshots()}
+    snapshots = known(parts.scheduler.snapshots())
     return RouteExplanation(
         route=route.name,
         description=route.description,
@@ -172,8 +187,8 @@ def explain_route(parts: ControlParts, route: Route, prompt: str | None) -> Rout
         models=[
             Candidate(
                 model=look.model,
-                state=known[look.model].state if look.model in known else None,
-                device=known[look.model].device if look.model in known else None,
+                state=snapshots[look.model].state if look.model in snapshots else None,
+                device=snapshots[look.model].device if look.model in snapshots else None,
                 free=look.free,
                 ahead=look.ahead,
                 why=look.why,

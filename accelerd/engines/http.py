@@ -18,6 +18,7 @@ from accelerd.engines.base import Endpoint
 HEAD_BYTES: Final = 16 * 1024
 ANSWER_BYTES: Final = 64 * 1024
 CONNECT_TIMEOUT: Final = 2.0  # s, for requests without a limit of their own
+REFUSED: Final = frozenset((401, 403, 407))  # statuses: the key is not taken
 JSON: Final = "application/json"
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,9})[ \t]*\r\n", re.IGNORECASE)
 _CHUNKED: Final = re.compile(rb"\r\ntransfer-encoding:[ \t]*chunked[ \t]*\r\n", re.IGNORECASE)

@@ -35,7 +35,7 @@ from accelerd.gateway.corrections import (
 )
 from accelerd.gateway.dialects.translation import EVENT_STREAM, JSON_LINES, TranslatedResponse
 from accelerd.gateway.one_by_one import JoinedStreams
-from accelerd.gateway.response_framing import FramingError, Head, chunk
+from accelerd.gateway.response_framing import LAST_CHUNK, FramingError, Head, chunk
 from accelerd.gateway.responses import JSON_TYPE, cors_headers, date_and_id, is_ollamas, reason
 from accelerd.gateway.upstream import Connection, ResponseReceiver
 from accelerd.routing.health import may_go_on
@@ -43,7 +43,6 @@ from accelerd.scheduler.record import Lease
 
 STREAMS = (EVENT_STREAM, JSON_LINES)
 PRINTABLE: Final = punctuation.replace("%", "") + " "  # beside letters and digits; all else is escaped, with %
-LAST_CHUNK = b"0\r\n\r\n"
 MAX_COLLECTED = 64 << 20  # bytes of a response that is collected before it is sent
 
 

@@ -12,10 +12,10 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from accelerd.base.errors import AccelError
-from accelerd.engines.http import HttpError
+from accelerd.engines.http import REFUSED, HttpError
 from accelerd.engines.remote.client import RemoteClient, RemoteError
 from accelerd.engines.remote.remotes import Remotes
-from accelerd.gateway.response_framing import FramingError, Head, chunk
+from accelerd.gateway.response_framing import LAST_CHUNK, FramingError, Head, chunk
 from accelerd.gateway.upstream import ResponseReceiver
 
 if TYPE_CHECKING:
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ERROR_BYTES: Final = 256 << 10  # of an error that is passed on
-LAST_CHUNK: Final = b"0\r\n\r\n"
 PAGES: Final = ("text/html", "application/xhtml+xml")  # of a login, or of a wrong path
-REFUSED: Final = (401, 403, 407)
 
 
 class RemoteConnection:

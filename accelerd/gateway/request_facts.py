@@ -83,9 +83,7 @@ class RequestFacts:
                 body = from_json(self._body, dict[str, Any])
             except msgspec.DecodeError:
                 body = {}
-            self._tokens = sum(
-                _words(body.get(key)) for key in ("system", "instructions", "messages", "input", "prompt")
-            )
+            self._tokens = sum(_words(body.get(key)) for key in TEXTS)
         return self._tokens
 
 

@@ -145,10 +145,12 @@ class RequestRouter:
         context = self.context(spec)
         if spec.elsewhere or (context is not None and facts.exceeds(context)):
             return None
-        if _missing(self.traits(spec), facts.path, facts.info, facts.media) is not None:
+        try:
+            target = self.target_of(spec, facts.path, facts.info, facts.media, plan.way, plan.variants)
+        except AccelError:  # it lacks a capability that another one may have
             return None
         log.debug("%s is answered by %s: it is free", plan.name, name)
-        return self.target_of(spec, facts.path, facts.info, facts.media, plan.way, plan.variants)
+        return target
 
     def _of_all(self, plan: Plan, facts: RequestFacts) -> UpstreamTarget:
         lacking = self._lacking(plan, facts)

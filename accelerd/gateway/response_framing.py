@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 MAX_HEAD = 64 << 10  # bytes
+LAST_CHUNK = b"0\r\n\r\n"
 MAX_LINE = 4 << 10  # a chunk-size line or a trailer line
 LENGTH_MARK = b"\r\nContent-Length: "
 HEX = b"0123456789abcdefABCDEF"

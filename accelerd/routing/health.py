@@ -14,8 +14,8 @@ from typing import Final
 from msgspec import Struct
 
 from accelerd.base.errors import AccelError
+from accelerd.engines.http import REFUSED
 
-REFUSED: Final = frozenset((401, 403, 407))  # it does not take our key
 NOT_NOW: Final = frozenset((408, 429))
 NOT_HERE: Final = frozenset((404, 405, 501))  # it does not have this path, or not this model: another one may
 LONGEST_COOLING: Final = 600.0  # s, whatever a Retry-After says

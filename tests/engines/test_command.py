@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 from pathlib import Path
 from typing import Any, get_args
 
@@ -72,6 +73,18 @@ def test_a_placeholder_without_a_value_is_named(tmp_path: Path, word: str) -> No
     with pytest.raises(AccelError, match=f"{{{word.partition('{')[2]}") as caught:
         plan(spec(tmp_path, "{port}", word, path=None), tmp_path)
     assert caught.value.code == "model_failed"
+
+
+def test_a_folder_whose_name_is_too_long_for_a_socket_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AccelError, match="no place for a socket"):
+        plan(spec(tmp_path, "--socket", "{socket}"), tmp_path / ("x" * 120))
+
+
+def test_a_file_in_the_place_of_the_folder_is_left_to_the_start(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="acc-") as runtime:  # a short name
+        (Path(runtime) / "instances").write_text("")
+        made = plan(spec(tmp_path, "--socket", "{socket}"), Path(runtime))
+    assert made.endpoint.unix is not None
 
 
 def test_a_missing_program_is_named(tmp_path: Path) -> None:

@@ -8,19 +8,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from msgspec import Struct, field
 
-from accelerd.base import names
 from accelerd.base.exits import Cause
 from accelerd.config.command import PLACEHOLDER
 from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device, usable
 from accelerd.engines.base import (
+    ContainerAccess,
     ContainerLookup,
     Dialect,
     Endpoint,
@@ -32,8 +31,8 @@ from accelerd.engines.base import (
     fail,
     on_this_machine,
 )
-from accelerd.engines.llama_server.engine import free_port, new_token
-from accelerd.engines.llama_server.environment import DEVICES, inherited
+from accelerd.engines.endpoints import free_port, key_path, new_token, unix_endpoint
+from accelerd.engines.llama_server.environment import device_flags, inherited
 from accelerd.engines.program import find
 from accelerd.memory.model import RAM, Forecast, MemoryRequirement
 
@@ -74,27 +73,12 @@ class Command(Engine):
     async def plan(self, spec: ModelSpec, runtime: Path, placed: MemoryRequirement | None = None) -> LaunchPlan:
         """A new plan with an own endpoint and key. AccelError('model_failed') with advice."""
         command, place = spec.command, await self._places(spec)
-        folder = os.fspath(runtime / names.INSTANCE_DIR)
-        unique = secrets.token_hex(8)
         if isinstance(place, FixedServer):
             endpoint, program, seen = place.endpoint, "", spec.path or ""
         else:
-            if "socket" in command.placeholders:
-                await asyncio.to_thread(os.makedirs, folder, mode=0o700, exist_ok=True)
-                endpoint = Endpoint(unix=f"{folder}/{unique}.sock")
-            else:
-                endpoint = Endpoint(port=await asyncio.to_thread(self._port))
-            wanted = spec.binary or command.argv[0]
-            files = [spec.path] if spec.path else []
-            if place is None:
-                program = await asyncio.to_thread(find, wanted, self._environ, HINT)
-                seen = spec.path or ""
-            else:
-                found = await place.look(spec, wanted, files)
-                program, seen = found.program, found.files.get(spec.path or "", "")
-                if files and not seen:
-                    fail(Cause.NO_MODEL, f"{spec.path} is not visible in {found.source}", "add its folder to mounts")
-        key_file = f"{folder}/{unique}{names.KEY_SUFFIX}" if "key_file" in command.placeholders else ""
+            endpoint = await asyncio.to_thread(self._endpoint, spec, runtime)
+            program, seen = await self._found(spec, place)
+        key_file = key_path(runtime) if "key_file" in command.placeholders else ""
         given = {
             "port": str(endpoint.port or ""),
             "socket": endpoint.unix or "",
@@ -129,17 +113,34 @@ class Command(Engine):
             out_of_memory=OUT_OF_MEMORY,
         )
 
+    def _endpoint(self, spec: ModelSpec, runtime: Path) -> Endpoint:
+        """Where it shall listen. AccelError('model_failed'). Blocking."""
+        if "socket" not in spec.command.placeholders:
+            return Endpoint(port=self._port())
+        endpoint = unix_endpoint(spec.name, runtime)
+        if endpoint is None:
+            fail(Cause.REFUSED, f"{runtime} is no place for a socket: its name is too long", "use {port} in argv")
+        return endpoint
+
+    async def _found(self, spec: ModelSpec, place: ContainerAccess | None) -> tuple[str, str]:
+        """The program and the model's file, as they are called where it runs. AccelError('model_failed')."""
+        wanted = spec.binary or spec.command.argv[0]
+        if place is None:
+            return await asyncio.to_thread(find, wanted, self._environ, HINT), spec.path or ""
+        files = [spec.path] if spec.path else []
+        found = await place.look(spec, wanted, files)
+        seen = found.files.get(spec.path or "", "")
+        if files and not seen:
+            fail(Cause.NO_MODEL, f"{spec.path} is not visible in {found.source}", "add its folder to mounts")
+        return found.program, seen
+
     def _env(self, spec: ModelSpec, secret: str, given: Mapping[str, str]) -> dict[str, str]:
         key = {spec.command.key_env: secret} if spec.command.key_env else {}
         own = dict(_filled(spec, word, given).split("=", 1) for word in spec.command.environment)
         return {**inherited(self._environ), **own, **dict(spec.env), **key}
 
     def _env_flags(self, spec: ModelSpec) -> list[Flag]:
-        found = [
-            Flag(f"env {name}={self._environ[name]}", "accelerd's environment", "which devices the driver shows")
-            for name in DEVICES
-            if name in self._environ
-        ]
+        found = device_flags(self._environ)
         for name, _ in spec.env:
             source = str(spec.origins.get(f"env.{name}") or spec.origin("env"))
             found.append(Flag(f"env {name}=…", source, "as written; values are not shown"))

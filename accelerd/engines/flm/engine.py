@@ -22,9 +22,9 @@ from accelerd.config.model import FlmSettings, ModelSpec
 from accelerd.devices.files import text
 from accelerd.devices.model import Device
 from accelerd.engines.base import Dialect, Endpoint, Engine, Flag, LaunchPlan, Traits, fail
+from accelerd.engines.endpoints import free_port
 from accelerd.engines.flm import argv, catalogue, model, program, stack
 from accelerd.engines.flm.catalogue import KNOWN, FlmModel
-from accelerd.engines.llama_server.engine import free_port
 from accelerd.memory.model import Forecast, MemoryRequirement
 
 log = logging.getLogger(__name__)

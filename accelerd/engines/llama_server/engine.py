@@ -7,12 +7,9 @@ the program's own `--help`; never spawns, stops or asks a server.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import re
-import secrets
-import socket
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,7 +19,6 @@ from typing import Final
 import msgspec
 from msgspec import Struct, field, structs
 
-from accelerd.base import names
 from accelerd.base.decoding import from_json
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
@@ -46,6 +42,7 @@ from accelerd.engines.base import (
     on_this_machine,
     untuned,
 )
+from accelerd.engines.endpoints import free_port, key_path, new_token, unix_endpoint
 from accelerd.engines.http import HttpError, has_path, request
 from accelerd.engines.llama_server import argv, environment, files, fit_params, output, placement, probe
 from accelerd.engines.llama_server.dialect import DIALECT
@@ -60,7 +57,6 @@ log = logging.getLogger(__name__)
 
 HELP_TIMEOUT: Final = 20.0  # seconds; a build with GPU backends wakes its drivers first
 HINT: Final = "install llama.cpp, or set `binary` under [engines.llama-server] to the program's path"
-MAX_SOCKET_PATH: Final = 103  # bytes; sun_path has 108 with its NUL, some systems 104
 PROPS_BYTES: Final = 1 << 20  # it has the chat template
 # That builds differ in: they are asked whether they have them.
 PATHS: Final[Mapping[Task, str]] = {
@@ -74,18 +70,6 @@ PROBES: Final = {
 GENERATES: Final[frozenset[Task]] = frozenset(
     ("chat", "completions", "messages", "responses", "tools", "vision", "audio")
 )  # what of these a model lacks its template or file tells the server, which says so
-
-
-def free_port() -> int:
-    """A TCP port on 127.0.0.1 that was free a moment ago; whoever listens there must still be proved to be ours."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-def new_token() -> str:
-    """256 random bits; letters and digits only, since the server reads a list separated by commas."""
-    return secrets.token_hex(32)
 
 
 class Settled(Struct, frozen=True):
@@ -192,7 +176,7 @@ class LlamaServer(Engine):
         called = output.device_names(await self._listed(settled), self._devices())
         needed, spare = argv.prompt_cache(spec, settled.build.options)
         granted = needed or (spare if placed is None else min(placed.cache, spare))
-        key_file = os.fspath(runtime / names.INSTANCE_DIR / f"{secrets.token_hex(8)}{names.KEY_SUFFIX}")
+        key_file = key_path(runtime)
         line = argv.build(spec, features, endpoint, tuned.advice, named, granted, key_file,
                           self._forecaster.checkpoints(settled.files.spec), called)  # fmt: skip
         secret = self._token()
@@ -416,29 +400,15 @@ class LlamaServer(Engine):
         wanted = self._settings.transport
         if wanted == "tcp":
             return Endpoint(port=self._port()), None
-        path = self._socket_path(spec.name, runtime)
-        why = None
+        endpoint, why = unix_endpoint(spec.name, runtime), None
         host = features.find("--host")
         if host is None or not re.search(r"\bunix\b", host.text, re.IGNORECASE):
             why = "this build knows no unix sockets"
-        elif path is None or "," in path:  # --host takes a list separated by commas
+        elif endpoint is None or "," in (endpoint.unix or ""):  # --host takes a list separated by commas
             why = f"{runtime} is no place for a socket that --host can name"
-        if why or path is None:
+        if why or endpoint is None:
             return Endpoint(port=self._port()), f"transport = unix: {why}; TCP is used" if wanted == "unix" else None
-        with contextlib.suppress(OSError):  # the start, which makes it, too, says why it cannot be made
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        return Endpoint(unix=path), None
-
-    @staticmethod
-    def _socket_path(model: str, runtime: Path) -> str | None:
-        """A name never used before: a left-over file would stop the server. None: the directory's name is too long."""
-        folder = os.fspath(runtime / names.INSTANCE_DIR)
-        unique = f"-{secrets.token_hex(4)}.sock"
-        room = MAX_SOCKET_PATH - len(os.fsencode(folder)) - 1 - len(unique)
-        if room < 1:
-            return None
-        readable = re.sub(r"[^A-Za-z0-9.-]", "-", model)[: min(room, 32)]
-        return f"{folder}/{readable}{unique}"
+        return endpoint, None
 
 
 def _fixed_plan(spec: ModelSpec, there: FixedServer) -> LaunchPlan:

@@ -37,6 +37,14 @@ def inherited(environ: Mapping[str, str]) -> dict[str, str]:
     return kept
 
 
+def device_flags(environ: Mapping[str, str]) -> list[Flag]:
+    """What of it decides on devices, for `accelctl explain`."""
+    reason = "which devices the driver shows"
+    return [
+        Flag(f"env {name}={environ[name]}", "accelerd's environment", reason) for name in DEVICES if name in environ
+    ]
+
+
 def for_help(environ: Mapping[str, str], spec: ModelSpec) -> dict[str, str]:
     """For `--help`: what the program needs to start, but no setting of its own, which it would check first."""
     given = {name: value for name, value in spec.env if not name.startswith(("LLAMA_", "HF_"))}
@@ -52,11 +60,7 @@ def for_server(
     """
     said = {one.setting: one for one in advice}
     base = inherited(environ)
-    flags = [
-        Flag(f"env {name}={base[name]}", "accelerd's environment", "which devices the driver shows")
-        for name in DEVICES
-        if name in base
-    ]
+    flags = device_flags(base)
     for name, value in spec.env:
         one, origin = said.get(f"env.{name}"), spec.origin(f"env.{name}")
         if one is not None and origin.by_rule:

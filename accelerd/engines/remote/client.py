@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from accelerd.base.decoding import from_json
 from accelerd.config import key_file
 from accelerd.config.remotes import Remote
-from accelerd.engines.http import HttpError
+from accelerd.engines.http import REFUSED, HttpError
 
 if TYPE_CHECKING:
     import aiohttp  # loaded with the first request: it is large
@@ -216,7 +216,7 @@ class RemoteClient:
             async with asyncio.timeout(within):
                 await self.open()
                 async with self.request(url, body=body) as response:
-                    if response.status in (401, 403, 407):
+                    if response.status in REFUSED:
                         raise self.refused(response.status)
                     if response.status != 200:
                         raise RemoteError(self.remote, f"status {response.status} to {path}")

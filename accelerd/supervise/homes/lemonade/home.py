@@ -12,7 +12,6 @@ import asyncio
 import logging
 import secrets
 import signal
-import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Final
@@ -22,6 +21,7 @@ from accelerd.base.exits import Cause
 from accelerd.base.ports import Clock, Roots
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import OwnedServer, fail
+from accelerd.engines.endpoints import free_port
 from accelerd.engines.http import HttpError
 from accelerd.engines.lemonade.catalogue import Catalogue
 from accelerd.engines.lemonade.client import LemonadeClient, ServerAddress
@@ -128,7 +128,7 @@ class OwnServer(LemonadeServer):
     async def _start(self, found: LemonadeProgram, launch: LaunchRequest) -> None:
         """PortTaken, HomeError, OSError, AccelError; then nothing is left."""
         assert launch.tenancy is not None
-        own, port = launch.tenancy.own, _free_port()
+        own, port = launch.tenancy.own, free_port()
         keys = program.Secrets(secrets.token_hex(32), secrets.token_hex(32))
         await asyncio.to_thread(program.prepare, found, self._folders, port, launch.env, own)
         tag = InstanceTag(f"lemonade-{secrets.token_hex(8)}", launch.tag.owner)
@@ -289,12 +289,6 @@ class OwnServer(LemonadeServer):
         if self._main is None and self._exit_reason is not None:
             return self._exit_reason
         return Cause.EXITED, "the connection to the Lemonade Server broke"
-
-
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        sock.bind((program.HOST, 0))
-        return int(sock.getsockname()[1])
 
 
 CATALOGUE_FILE: Final = "lemonade-models.json"
