@@ -182,9 +182,10 @@ def _at_home(spec: ModelSpec, wrong: Collection[str | int]) -> Iterator[Clash]:
 
 
 # Of the settings of any model, what does something where a server elsewhere runs it.
-OF_REMOTE_MODELS = frozenset(
-    ("engine", "model", "description", "aliases", "unlisted", "remote", "capabilities", "context", "concurrency")
-)
+OF_REMOTE_MODELS = frozenset({
+    "engine", "model", "description", "aliases", "hidden_aliases", "unlisted", "remote", "capabilities", "context",
+    "concurrency", "price",
+})  # fmt: skip
 
 
 def without_effect(spec: ModelSpec) -> Iterator[tuple[str, str]]:

@@ -75,6 +75,19 @@ class Sampling:
     max_tokens: int | None = key(int, None, "Maximum length of an answer, in tokens.", ge=1, le=1 << 24)
 
 
+@dataclass(frozen=True)
+class Price:
+    """What a million tokens of a model cost, in any currency, the same for all models."""
+
+    input: float = key(float, 0.0, "Price of a million tokens of requests.", ge=0, le=10**9)
+    output: float = key(float, 0.0, "Price of a million tokens of answers.", ge=0, le=10**9)
+
+    @property
+    def both(self) -> float:
+        """What models are compared by: how long an answer will be is not known before."""
+        return self.input + self.output
+
+
 class KvCacheTable(Struct):
     """Types of the two halves of the KV cache."""
 
@@ -333,6 +346,13 @@ class ModelSpec:
     )
     priority: int = key(
         int, 0, "Models with a lower priority are unloaded first when memory is needed.", live=True, ge=-100, le=100
+    )
+    price: Price = key(
+        table(Price),
+        Price(),
+        "What a million tokens cost. Of deployments that are equal otherwise the cheaper one answers.",
+        model_only=True,
+        live=True,
     )
     origins: dict[str, Origin] = field(default_factory=dict, compare=False, repr=False, metadata={"live": True})
 

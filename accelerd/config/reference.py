@@ -70,6 +70,7 @@ SECTIONS: Final = {
     "LayerTable": ("[defaults], [profiles.NAME], [models.NAME]", ""),
     "ModelTable": ("[models.NAME] only", "LayerTable"),
     "SamplingTable": ("sampling = { … }", ""),
+    "PriceTable": ("[models.NAME.price]", ""),
     "LoraAdapterTable": ("lora = [{ … }]", ""),
     "CommandTable": ("[models.NAME.command]", ""),
     "VariantTable": ("[models.NAME.variants.OTHER], [routes.NAME.variants.OTHER]", ""),

@@ -13,7 +13,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from accelerd.config.command import CommandSettings, of_preset
-from accelerd.config.model import SECTIONS, Config, ModelSpec, Origin, Sampling
+from accelerd.config.model import SECTIONS, Config, ModelSpec, Origin, Price, Sampling
 from accelerd.config.positions import KeyPath
 from accelerd.config.problems import Source
 from accelerd.config.remotes import Remote
@@ -170,8 +170,9 @@ def _spec(name: str, layers: list[SettingsLayer], skipped: Collection[str]) -> M
     values: dict[str, Any] = {}
     sampling: dict[str, Any] = {}
     command: dict[str, Any] = {}
+    price: dict[str, float] = {}
     env: dict[str, str] = {}
-    inner_tables = {"sampling": sampling, "command": command, "env": env}
+    inner_tables = {"sampling": sampling, "command": command, "price": price, "env": env}
     origins: dict[str, Origin] = {}
     for layer in layers:
         for key, entry in layer.settings():
@@ -197,6 +198,7 @@ def _spec(name: str, layers: list[SettingsLayer], skipped: Collection[str]) -> M
         **values,
         sampling=Sampling(**sampling),
         command=CommandSettings(**command),
+        price=Price(**price),
         variants=_variants(layers[-1].table, "", "model", origins),
         env=tuple(sorted(env.items())),
         origins=origins,

@@ -68,8 +68,8 @@ class Route:
         described(DEPLOYMENTS, "", extra={"show": deployment_tables}),
         (),
         "Instead of `models`, where some come only after others, or share requests by weight. Of those with the same "
-        "order a loaded model goes before one that is not, then a short queue before a long one, then the weights "
-        "decide.",
+        "order a loaded model goes before one that is not, then a short queue before a long one, then the cheaper one "
+        "before the dearer, then the weights decide.",
     )
     tiers: TierMembers = key(
         table(TierMembers),

@@ -147,10 +147,11 @@ def _model(table: dict[str, SchemaNode], spec: ModelSpec) -> Iterator[SettingVal
                     name = f"{CACHE_TYPES[key]}_{half}"
                     if (written := getattr(spec, name)) is not None or name not in NOT_SHOWN_EMPTY:
                         yield SettingValue(f"{key}.{half}", written, spec.origin(name))
-            case "sampling":
-                for field in dataclasses.fields(spec.sampling):
-                    value = getattr(spec.sampling, field.name)
-                    if value is not None:
+            case "sampling" | "price":
+                settings, usual = getattr(spec, key), getattr(ModelSpec, key)
+                for field in dataclasses.fields(settings):
+                    value = getattr(settings, field.name)
+                    if value != getattr(usual, field.name):
                         yield SettingValue(f"{key}.{field.name}", value, spec.origin(f"{key}.{field.name}"))
             case "command" if spec.engine != "command":
                 continue

@@ -6,7 +6,7 @@ import msgspec
 
 from accelerd.base.errors import AccelError
 from accelerd.config.complexity import Tier
-from accelerd.config.model import Route
+from accelerd.config.model import Price, Route
 from accelerd.control.operations import Request, operation
 from accelerd.control.parts import ControlParts
 from accelerd.gateway.request_router import prompted
@@ -67,7 +67,10 @@ class RouteTables(msgspec.Struct):
 
 
 class Candidate(msgspec.Struct):
-    """A model of a route, as it is now. `ahead`: requests before a new one; None: it cannot answer."""
+    """A model of a route, as it is now. `ahead`: requests before a new one; None: it cannot answer.
+
+    `price`: of a million tokens; None: nothing is configured.
+    """
 
     model: str
     state: str | None
@@ -75,6 +78,7 @@ class Candidate(msgspec.Struct):
     free: bool
     ahead: int | None
     why: str
+    price: Price | None = None
 
 
 class ComplexityPart(msgspec.Struct):
@@ -179,6 +183,7 @@ def explain_route(parts: ControlParts, route: Route, prompt: str | None) -> Rout
     facts = prompted(prompt)
     decision = parts.router.decision(route, facts)
     snapshots = known(parts.scheduler.snapshots())
+    prices = {name: spec.price for name, spec in parts.router.directory.models.items() if spec.price != Price()}
     return RouteExplanation(
         route=route.name,
         description=route.description,
@@ -192,6 +197,7 @@ def explain_route(parts: ControlParts, route: Route, prompt: str | None) -> Rout
                 free=look.free,
                 ahead=look.ahead,
                 why=look.why,
+                price=prices.get(look.model),
             )
             for look in decision.looks
         ],

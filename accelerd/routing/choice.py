@@ -1,7 +1,8 @@
 """Which model of a route is to answer, and why. Pure: what is known now in, a decision out.
 
 Of models in order of preference the first that could begin at once; else the one with the fewest requests before it.
-Of deployments with the same order a loaded one, then the one with the fewest requests before it, then by weight. What
+Of deployments with the same order a loaded one, then the one with the fewest requests before it, then the cheapest,
+then by weight. What
 cannot answer at all, or cools down after a failure, is left out as long as another can. Of tiers that of the request,
 or a higher one that has a model in memory; then those above, and at last those below.
 """
@@ -58,6 +59,7 @@ class RouteCandidate(Struct, frozen=True):
     cools: bool = False  # only because it cools down
     loaded: bool = False
     rank: int = 0  # the lower, the more efficient
+    price: float = 0.0
 
     @property
     def free(self) -> bool:
@@ -217,19 +219,22 @@ def _best(plan: Plan, stage: Stage, able: list[Choice], now: Now) -> tuple[Choic
         best = min(ordered, key=lambda choice: choice.look.ahead or 0)  # of equals the first
         return best, _busy(best)
 
-    def place(choice: Choice) -> tuple[bool, int, int]:
-        return not choice.look.loaded, choice.look.ahead or 0, choice.look.rank if efficient else 0
+    def place(choice: Choice) -> tuple[bool, int, float, int]:
+        look = choice.look
+        return not look.loaded, look.ahead or 0, look.price, look.rank if efficient else 0
 
     first = min(map(place, able))
     equals = [choice for choice in able if place(choice) == first]
+    dearer = [choice.look.model for choice in able if place(choice)[:2] == first[:2] and choice.look.price > first[2]]
+    saves = f", and costs less than {', '.join(dearer)}" if dearer else ""
     if len(equals) == 1:
         best = equals[0]
-        return best, f"{best.look.model} {best.look.why}" if best.look.free else _busy(best)
+        return best, (f"{best.look.model} {best.look.why}" if best.look.free else _busy(best)) + saves
     draw = now.balance.next((plan.name, stage.kind), [(choice.member.name, choice.member.weight) for choice in equals])
     best = next(choice for choice in equals if choice.member.name == draw.chosen)
     others = ", ".join(choice.look.model for choice in equals if choice is not best)
     drawn = replace(best, draws=(*best.draws, draw))
-    return drawn, f"{best.look.model} {best.look.why}, as {others} is, and it is its turn by weight"
+    return drawn, f"{best.look.model} {best.look.why}, as {others} is, and it is its turn by weight{saves}"
 
 
 def _busy(best: Choice) -> str:
@@ -257,7 +262,7 @@ def _look(name: str, now: Now) -> RouteCandidate:
 
     def candidate(why: str, ahead: int) -> RouteCandidate:
         cools = now.cooling(name)
-        return RouteCandidate(name, cools or why, ahead, bool(cools), loaded, rank)
+        return RouteCandidate(name, cools or why, ahead, bool(cools), loaded, rank, snapshot.spec.price.both)
 
     if far is not None:  # it is there at all times, and has requests of others
         loaded = far.loaded is not False

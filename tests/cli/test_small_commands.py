@@ -205,7 +205,8 @@ ROUTED = {
     "models": [
         {"model": "big", "state": "ready", "device": "0000:c1:00.0", "free": False, "ahead": 1,
          "why": "has no free slot"},
-        {"model": "npu/small", "state": "ready", "device": "0000:c2:00.1", "free": True, "ahead": 0, "why": "is free"},
+        {"model": "npu/small", "state": "ready", "device": "0000:c2:00.1", "free": True, "ahead": 0, "why": "is free",
+         "price": {"input": 0.5, "output": 1.25}},
     ],
 }  # fmt: skip
 
@@ -215,7 +216,10 @@ def test_explain_of_a_route_shows_the_order_and_who_would_answer(ctl: Ctl, daemo
     lines = ctl("explain", "assistant").out.splitlines()
     assert lines[0] == "assistant is a route; a request now goes to npu/small"
     assert "npu/small is free" in lines[1]
-    assert lines[-2:] == ["  1. big has no free slot", "  2. npu/small is free"]
+    assert lines[-2:] == [
+        "  1. big has no free slot",
+        "  2. npu/small is free; costs 0.5 for a million tokens in, 1.25 out",
+    ]
     assert json.loads(ctl("explain", "assistant", "--json").out) == ROUTED
 
 

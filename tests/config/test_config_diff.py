@@ -27,7 +27,8 @@ def test_a_change_of_what_runs_needs_a_relaunch(home: Home, line: str) -> None:
 @pytest.mark.parametrize(
     "line",
     ["idle_timeout = 1", "preload = true", "pin = true", "exclusive = true", 'group = "g"', 'memory = "1G"',
-     "concurrency = 2", 'aliases = ["z"]', 'description = "d"', "start_timeout = 1", "stop_timeout = 1"],
+     "concurrency = 2", 'aliases = ["z"]', 'description = "d"', "start_timeout = 1", "stop_timeout = 1",
+     "price.output = 3"],
 )  # fmt: skip
 def test_other_changes_leave_the_process_alone(home: Home, line: str) -> None:
     old = home.load(BASE)
@@ -75,7 +76,7 @@ def test_another_binary_for_the_engine_relaunches_the_models_that_use_it(home: H
 def test_every_field_of_a_model_is_either_launched_with_or_updated(home: Home) -> None:
     scheduling = {
         "description", "aliases", "hidden_aliases", "variants", "unlisted", "start_timeout", "stop_timeout",
-        "concurrency", "idle_timeout", "preload", "pin", "group", "exclusive", "memory", "priority", "origins",
+        "concurrency", "idle_timeout", "preload", "pin", "group", "exclusive", "memory", "priority", "price", "origins",
     }  # fmt: skip
     assert set(ModelSpec.__dataclass_fields__) == set(LAUNCH_FIELDS) | scheduling
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from accelerd.config.diff import diff
+from accelerd.config.model import Price
 from accelerd.config.show import show
 from tests.config.config_home import Home
 
@@ -18,6 +19,20 @@ def test_a_remote_and_its_model(home: Home) -> None:
     remote, spec = config.remotes["mac"], config.models["big"]
     assert (remote.api, remote.stall_timeout, remote.headers) == ("openai", 30.0, (("X-Team", "blue"),))
     assert (spec.elsewhere, spec.capabilities, spec.slots) == (True, ("chat",), 1)
+
+
+def test_a_price_of_a_model_here_or_elsewhere(home: Home) -> None:
+    priced = "[models.big.price]\ninput = 0.5\noutput = 2\n[models.own]\npath = '/m'\nprice = {output = 0.25}\n"
+    config = home.load(MAC + BIG + priced)
+    assert [spec.price for spec in config.models.values()] == [Price(0.5, 2.0), Price(0.0, 0.25)]
+    shown = show(config)
+    for line in ("price.input = 0.5  # model (accelerd.toml:8)", "price.output = 2.0  # ", "price.output = 0.25  # "):
+        assert line in shown
+    assert shown.count("price.") == 3
+    assert home.load(shown) == config
+    for wrong in ("price.input = -1", "price.input = true", "price = 3", "price.per_image = 1"):
+        problems = home.check(MAC + BIG + wrong)[1]
+        assert [problem.key.partition(".price")[0] for problem in problems] == ["models.big"], wrong
 
 
 def test_values_of_headers_are_not_shown(home: Home) -> None:

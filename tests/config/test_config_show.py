@@ -125,7 +125,7 @@ def test_every_setting_of_the_program_has_a_key_and_every_key_a_setting(
 
 def test_only_a_model_says_what_it_is() -> None:
     only = set(TABLES["ModelTable"]["properties"]) - set(TABLES["LayerTable"]["properties"])
-    more = {"hidden_aliases", "variants", "remote", "capabilities"}
+    more = {"hidden_aliases", "variants", "remote", "capabilities", "price"}
     assert only == {"path", "model", "description", "aliases", "profile", *more}
 
 

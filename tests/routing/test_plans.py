@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accelerd.config.complexity import TierMembers
-from accelerd.config.model import ModelSpec, Route
+from accelerd.config.model import ModelSpec, Price, Route
 from accelerd.config.routes import Deployment
 from accelerd.routing.balance import Balance
 from accelerd.routing.choice import Decision, Elsewhere, Now, decide, known
@@ -103,6 +103,25 @@ def test_efficiency(form: dict[str, Any]) -> None:
     assert chosen([Route("r", **form)], **more).model == "a"
     states["c"]["leases"] = 1
     assert chosen([Route("r", prefer="efficiency", **form)], **more).model == "b"
+
+
+def test_the_cheaper_of_equals() -> None:
+    def answers(prices: dict[str, Price], *, prefer: Any = "speed", **states: dict[str, Any]) -> Decision:
+        route = Route("r", deployments=deployments(("a", 1, 9), ("b", 1, 1), ("c", 2, 1)), prefer=prefer)
+        specs = {name: ModelSpec(name, path="/m", price=price) for name, price in prices.items()}
+        states = {name: {**states.get(name, {}), "spec": spec} for name, spec in specs.items()}
+        return chosen([route], states=states, rank=lambda snapshot: 0 if snapshot.spec.name == "a" else 1)
+
+    prices = {"a": Price(0.5, 1.5), "b": Price(1.5, 0.25), "c": Price()}
+    assert [answers(prices).model, answers(prices).reason] == ["b", "b is free, and costs less than a"]
+    assert answers(prices, a={"leases": 1}, b={"leases": 1}).reason.endswith("costs less than a")
+    assert answers(prices, b={"leases": 1}).model == "a", "a short queue before a long one"
+    assert answers(prices, b=COLD).model == "a", "resident before cold"
+    assert answers({"a": Price(output=1e-6), "b": Price(), "c": Price()}).model == "b", (
+        "without a price it costs nothing"
+    )
+    assert answers({**prices, "b": Price(2.0)}).reason.endswith("by weight"), "the sum counts"
+    assert answers(prices, prefer="efficiency").model == "b", "cheap before efficient"
 
 
 def test_a_conversation_stays_while_it_could_begin_at_once_or_nobody_could() -> None:

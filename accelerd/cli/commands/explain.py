@@ -72,8 +72,14 @@ def explain_route(context: Context, answer: dict[str, Any]) -> int:
         show_complexity(context, answer["complexity"])
     section(context, "Order")
     for number, model in enumerate(answer.get("models") or (), 1):
-        out.wrapped(f"{model['model']} {model.get('why') or ''}", indent="     ", first=f"  {number}. ")
+        text = f"{model['model']} {model.get('why') or ''}{costs(model.get('price') or {})}"
+        out.wrapped(text, indent="     ", first=f"  {number}. ")
     return ExitStatus.OK
+
+
+def costs(price: dict[str, float]) -> str:
+    """Of a million tokens; nothing where no price is configured."""
+    return f"; costs {price['input']:g} for a million tokens in, {price['output']:g} out" if price else ""
 
 
 def show_complexity(context: Context, complexity: dict[str, Any]) -> None:
