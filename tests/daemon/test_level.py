@@ -119,7 +119,7 @@ def test_what_another_program_overwrites_is_raised_again_and_it_is_named(
     assert rival.bus("RequestName", "(su)", "net.hadess.PowerProfiles", 0) == 1
     daemon = start(daemons, machine, site)
     with streaming(daemon, "m"):
-        machine.sysfs.becomes("high")
+        eventually(lambda: performance(daemon)["state"] == "raised", "the helper's answer is here, not only its write")
         machine.sysfs.put("low")
         machine.sysfs.becomes("high")
         text = "power-profiles-daemon set the performance level to low; raising it again"

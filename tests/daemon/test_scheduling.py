@@ -7,6 +7,7 @@ import itertools
 import json
 import queue
 import socket
+import threading
 import time
 from concurrent.futures import Future
 from typing import Any
@@ -126,15 +127,17 @@ def test_a_running_stream_is_never_cut_by_a_swap(daemons: DaemonFactory, site: S
 
 
 def test_nobody_is_overtaken_for_longer_than_the_bound(daemons: DaemonFactory, site: Site) -> None:
-    toml = scheduler(memory="1GB", linger="50ms", max_overtake="400ms") + three(site)
+    # a linger that no pause of the clients is as long as: only the bound lets `b` in
+    toml = scheduler(memory="1GB", linger="60s", max_overtake="400ms") + three(site)
     daemon = daemons.start(toml)
     load(daemon, "a")
-    over = []
+    over, begun = threading.Event(), threading.Barrier(4)
 
     def insist() -> int:
         """Keeps `a` busy for ever."""
+        begun.wait(30)
         count = 0
-        while not over:
+        while not over.is_set():
             assert daemon.chat("a").status == 200
             count += 1
         return count
@@ -142,9 +145,11 @@ def test_nobody_is_overtaken_for_longer_than_the_bound(daemons: DaemonFactory, s
     with side_by_side() as do:
         busy = [do(insist) for _ in range(3)]
         try:
+            begun.wait(30)
+            eventually(lambda: len(site.events("start")) > 3, "they are busy")
             assert daemon.chat("b").status == 200  # within the harness's patience
         finally:
-            over.append(True)
+            over.set()
         assert all(one.result(30) > 0 for one in busy)
     assert "other requests waited long enough" in daemon.output()
 
