@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
+from accelerd.base import names
 from accelerd.base.errors import AccelError
 from accelerd.base.events import EventStream
 from accelerd.base.model_source import Source
@@ -29,6 +31,9 @@ from accelerd.estimate.placing import default_device
 from accelerd.memory.learned import Learned
 from accelerd.memory.model import Forecast, MemoryRequirement, in_ram
 from accelerd.scheduler.events import ModelLoaded
+from accelerd.system.records import event
+
+log = logging.getLogger(__name__)
 
 DISK_PATIENCE = 0.3  # s that a model's volume has to answer: a start, a reload and an `explain` wait for it
 SLOW_DISK = 5.0  # s that it has where nobody else waits
@@ -76,6 +81,7 @@ class ModelInfo:
         self._devices = devices
         self.learned = learned
         self.silent: set[str] = set()  # models whose files did not answer when they were looked at last
+        self._broken: set[str] = set()  # models of which a bug keeps from telling what they need
         self._estimates: dict[str, Forecast] = {}  # by model, whatever was learned since
         events.subscribe(ModelLoaded, self.on_model_loaded)
 
@@ -103,12 +109,28 @@ class ModelInfo:
         return await asyncio.gather(*map(one, specs))
 
     async def forecast(self, spec: ModelSpec, *, ask: bool = False, within: float = DISK_PATIENCE) -> Forecast:
-        """What one model will need; not known while its volume has not answered for `within` seconds."""
+        """What one model will need; not known while its volume has not answered for `within` seconds.
+
+        A bug there is that model's trouble alone: it is logged, and the start says what comes of it.
+        """
         try:
             await planning.answer(spec, self._roots.home, within)
         except AccelError as error:
             return replace(self._silent(spec, error.message), provisional=not ask)
         self.silent.discard(spec.name)
+        try:
+            found = await self._estimate(spec, ask=ask)
+        except Exception as error:
+            if spec.name not in self._broken:
+                text = f"a bug in accelerd: it is not known what memory {spec.name} needs"
+                event(log, logging.ERROR, text, message_id=names.MSG_BUG, model=spec.name, exc_info=True)
+            self._broken.add(spec.name)
+            known = self._known(spec, f"a bug in accelerd, see its log ({type(error).__name__})")
+            return replace(known, provisional=not ask)
+        self._broken.discard(spec.name)
+        return found
+
+    async def _estimate(self, spec: ModelSpec, *, ask: bool) -> Forecast:
         estimate = await self._engines[spec.engine].forecast(spec, self._devices(), ask=ask)
         # What a person has declared, and files that nobody can read, have no key: then the settings are one.
         key = estimate.key or fingerprint(spec)
@@ -123,8 +145,11 @@ class ModelInfo:
         return await self._engines[spec.engine].build(spec)
 
     def _silent(self, spec: ModelSpec, why: str) -> Forecast:
-        """What was known before, if anything."""
         self.silent.add(spec.name)
+        return self._known(spec, why)
+
+    def _known(self, spec: ModelSpec, why: str) -> Forecast:
+        """What was known before, if anything."""
         return self._estimates.setdefault(spec.name, Forecast((in_ram(0, f"unknown: {why}"),)))
 
     async def best_forecast(self, spec: ModelSpec) -> Forecast:

@@ -140,6 +140,34 @@ async def test_a_disk_that_does_not_answer_holds_up_no_start() -> None:
     assert [found[name].provisional for name in ("here", "boxed")] == [False, True]
 
 
+async def test_an_engine_whose_forecast_raises_is_the_trouble_of_its_model_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Engine:
+        mended = False
+
+        async def forecast(self, spec: ModelSpec, devices: Any, *, ask: bool) -> Forecast:
+            if spec is BOXED and not self.mended:
+                raise KeyError("a header that nobody has thought of")
+            return Forecast((in_ram(7, "estimated"),))
+
+    engine = Engine()
+    store, learned = SimpleNamespace(load_seconds=lambda key: None), Learned((), lambda entries: None)
+    one: Any = ModelInfo({"llama-server": engine}, store, ROOTS, tuple, learned, EventStream())  # type: ignore
+    found = {spec.name: forecast for spec, forecast in await one.forecasts([BOXED, HERE])}
+    assert found["here"].options[0].total == 7
+    assert found["boxed"].options[0].source == "unknown: a bug in accelerd, see its log (KeyError)"
+    assert found["boxed"].provisional, "its program may be asked with success"
+    assert not (await one.forecast(BOXED, ask=True)).provisional, "now it was: nobody waits any longer"
+    (said,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert (said.fields["ACCELERD_MODEL"], said.exc_info[0]) == ("boxed", KeyError)  # type: ignore[attr-defined,index]
+    engine.mended = True
+    assert (await one.forecast(BOXED)).options[0].total == 7
+    engine.mended = False
+    assert (await one.forecast(BOXED)).options[0].total == 7, "what was known before"
+    assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 2, "it is a new trouble"
+
+
 async def test_a_slow_disk_is_not_known_yet_and_is_waited_for_when_nobody_else_waits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
