@@ -15,7 +15,7 @@ from accelerd.base.errors import AccelError
 from accelerd.engines.http import REFUSED, HttpError
 from accelerd.engines.remote.client import RemoteClient, RemoteError
 from accelerd.engines.remote.remotes import Remotes
-from accelerd.gateway.response_framing import LAST_CHUNK, FramingError, Head, chunk
+from accelerd.gateway.response_framing import LAST_CHUNK, FramingError, Head, chunk, seconds_of
 from accelerd.gateway.upstream import ResponseReceiver
 
 if TYPE_CHECKING:
@@ -141,8 +141,8 @@ class RemoteConnection:
 
 def _head(response: aiohttp.ClientResponse, length: int | None) -> Head:
     kind = response.headers.get("Content-Type", "application/octet-stream").encode("latin-1", "replace")
-    after = response.headers.get("Retry-After", "").strip()
-    seconds = int(after) if after.isascii() and after.isdigit() and len(after) < 10 else None
+    after = response.headers.get("Retry-After")
+    seconds = seconds_of(after, response.headers.get("Date", "")) if after is not None else None
     return Head(response.status, kind, length, length is None, True, seconds)
 
 

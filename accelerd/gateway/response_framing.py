@@ -5,11 +5,15 @@ Raises FramingError on anything that is not valid. Source: RFC 9112 sections 4, 
 
 from __future__ import annotations
 
+import math
+import time
+from datetime import UTC
 from functools import lru_cache
 from typing import NamedTuple
 
 MAX_HEAD = 64 << 10  # bytes
 LAST_CHUNK = b"0\r\n\r\n"
+MAX_RETRY_AFTER = 10**9 - 1  # s, of nine digits
 MAX_LINE = 4 << 10  # a chunk-size line or a trailer line
 LENGTH_MARK = b"\r\nContent-Length: "
 HEX = b"0123456789abcdefABCDEF"
@@ -27,7 +31,33 @@ class Head(NamedTuple):
     length: int | None  # Content-Length
     chunked: bool
     keep_alive: bool
-    retry_after: int | None = None  # seconds; an HTTP date counts as none
+    retry_after: int | None = None  # seconds
+
+
+def seconds_of(retry_after: str, date: str = "") -> int | None:
+    """What a Retry-After says, in seconds or as an HTTP date; None: neither.
+
+    `date`: the response's own Date, by the server's clock. Without one the clock here counts.
+    """
+    said = retry_after.strip()
+    if said.isascii() and said.isdigit():
+        return int(said) if len(said) < 10 else None
+    until = _moment(said)
+    if until is None:
+        return None
+    since = _moment(date)
+    return max(0, min(math.ceil(until - (time.time() if since is None else since)), MAX_RETRY_AFTER))
+
+
+def _moment(said: str) -> float | None:
+    """A date of RFC 9110 5.6.7 as seconds since 1970."""
+    from email.utils import parsedate_to_datetime  # large, and seldom needed
+
+    try:
+        found = parsedate_to_datetime(said[:64])
+        return (found if found.tzinfo is not None else found.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
 
 
 def parse_head(raw: bytes) -> Head:
@@ -44,7 +74,8 @@ def parse_head(raw: bytes) -> Head:
 @lru_cache(maxsize=64)
 def _usual(before: bytes, after: bytes) -> Head | None:
     """The head around a Content-Length, if that alone determines the length of the body."""
-    if b"content-length" in (before + b"\n" + after).lower():
+    around = (before + b"\n" + after).lower()
+    if b"content-length" in around or b"retry-after" in around:  # what a date says passes
         return None
     try:
         head = _parse_head(before + LENGTH_MARK + b"1" + (b"\r\n" + after if after else b""))
@@ -66,7 +97,7 @@ def _parse_head(raw: bytes) -> Head:
     length: int | None = None
     chunked = False
     keep_alive = version == b"HTTP/1.1"
-    retry_after: int | None = None
+    retry_after = date = b""
     for line in lines[1:]:
         key, colon, value = line.partition(b":")
         if not colon or not key or key[0] <= 0x20 or key[-1] <= 0x20:  # this excludes folded lines
@@ -85,15 +116,18 @@ def _parse_head(raw: bytes) -> Head:
             chunked = True
         elif key == b"connection":
             keep_alive = b"close" not in value.lower()
-        elif key == b"retry-after" and value.strip().isdigit() and len(value) < 10:
-            retry_after = int(value)
+        elif key == b"retry-after":
+            retry_after = value
+        elif key == b"date":
+            date = value
     if status in (204, 304):
         length, chunked = 0, False  # no body, whatever the headers say
     elif chunked:
         length = None  # RFC 9112 6.3: Transfer-Encoding overrides
     if b"\r" in content_type or b"\n" in content_type or b"\0" in content_type:
         raise FramingError("invalid Content-Type")
-    return Head(status, content_type, length, chunked, keep_alive, retry_after)
+    seconds = seconds_of(retry_after.decode("latin-1"), date.decode("latin-1")) if retry_after else None
+    return Head(status, content_type, length, chunked, keep_alive, seconds)
 
 
 class Chunked:

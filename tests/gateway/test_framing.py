@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accelerd.gateway.response_framing import MAX_LINE, Chunked, FramingError, chunk, parse_head
+from accelerd.gateway.response_framing import MAX_LINE, Chunked, FramingError, chunk, parse_head, seconds_of
 
 OK = b"HTTP/1.1 200 OK\r\n"
 
@@ -24,12 +24,35 @@ def test_a_head_is_understood() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "seconds"), [(b" 30 ", 30), (b"0", 0), (b"Fri, 31 Dec 1999 23:59:59 GMT", None), (b"-1", None)]
-)
+    ("said", "seconds"),
+    [
+        (b" 30 ", 30), (b"0", 0), (b"-1", None), (b"soon", None), (b"1" * 10, None), (b"1.5", None), (b"\xb2", None),
+        (b"Fri, 31 Dec 1999 23:59:59 GMT", 0), (b"Sun, 06 Nov 2094 08:50:37 GMT", 60),
+        (b"Sunday, 06-Nov-94 08:49:37 GMT", 0), (b"Sun Nov  6 08:51:37 2094", 120),
+        (b"Sun, 06 Nov 2094 09:49:47 +0100", 10), (b"Sun, 06 Nov 9999 08:49:37 GMT", 10**9 - 1),
+        (b"Sun, 99 Nov 2094 08:49:37 GMT", None), (b"Sun, 06 Nov 2094", None), (b"x" * 60_000, None),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("length", [b"", b"Content-Length: 12\r\n"])
 def test_how_long_to_wait(said: bytes, seconds: int | None, length: bytes) -> None:
+    date = b"\r\nDate: Sun, 06 Nov 2094 08:49:37 GMT"
     for _ in range(2):
-        assert parse_head(b"HTTP/1.1 429 X\r\n" + length + b"Retry-After:" + said).retry_after == seconds
+        head = parse_head(b"HTTP/1.1 429 X\r\n" + length + b"Retry-After:" + said + date)
+        assert head.retry_after == seconds
+
+
+@pytest.mark.parametrize("length", [b"", b"Content-Length: 12\r\n"])
+def test_a_date_without_the_servers_own_counts_from_now(monkeypatch: pytest.MonkeyPatch, length: bytes) -> None:
+    said = b"HTTP/1.1 503 X\r\n" + length + b"Retry-After: Thu, 01 Jan 2026 00:01:00 GMT"
+    for now, left in ((1767225600.0, 60), (1767225630.5, 30), (1767225700.0, 0)):
+        monkeypatch.setattr("accelerd.gateway.response_framing.time.time", lambda now=now: now)
+        assert parse_head(said).retry_after == left
+
+
+@given(st.text())
+def test_no_retry_after_breaks_a_head(said: str) -> None:
+    found = seconds_of(said, said[::-1])
+    assert found is None or 0 <= found < 10**9
 
 
 @pytest.mark.parametrize(
