@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from accelerd.config.model import ModelSpec, Route
@@ -10,6 +9,7 @@ from accelerd.config.variants import Variant
 from accelerd.engines.base import Traits
 from accelerd.gateway.dialects.translation import offered
 from accelerd.gateway.request_router import RequestRouter
+from accelerd.gateway.responses import iso_date
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.record import Snapshot
 from accelerd.scheduler.service import Scheduler
@@ -54,8 +54,7 @@ class Catalog:
         return self._for_anthropic(found.name if variant is None else variant.name)
 
     def _for_anthropic(self, name: str) -> Json:
-        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._created))
-        return {"type": "model", "id": name, "display_name": name, "created_at": created}
+        return {"type": "model", "id": name, "display_name": name, "created_at": iso_date(self._created)}
 
     def one(self, name: str) -> Json:
         """A model or a route, by any name. AccelError model_not_found."""

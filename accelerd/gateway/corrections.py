@@ -18,7 +18,7 @@ import msgspec
 from accelerd.base.decoding import from_json
 from accelerd.base.errors import AccelError, anthropic_type
 from accelerd.engines.base import Dialect
-from accelerd.gateway.responses import ANTHROPIC, RESPONSES, error_body, is_ollamas
+from accelerd.gateway.responses import ANTHROPIC, RESPONSES, error_body, is_ollamas, iso_date
 
 Json = dict[str, Any]
 CHAT: Final = "/v1/chat/completions"
@@ -185,9 +185,8 @@ def waiting_event(text: str, path: str, model: str) -> bytes:
     """What a streaming client gets while it waits: a comment, or Ollama's clients an empty line."""
     if not is_ollamas(path):
         return b": %b\n\n" % text.encode()
-    date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     message = {"role": "assistant", "content": ""}
-    return line_of({"model": model, "created_at": date, "message": message, "done": False})
+    return line_of({"model": model, "created_at": iso_date(time.time()), "message": message, "done": False})
 
 
 def renamed(body: bytes, model: str, parts: tuple[str, ...] = ("response", "message")) -> bytes:

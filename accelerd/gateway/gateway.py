@@ -42,6 +42,7 @@ from accelerd.gateway.responses import (
     PATH_ALIASES,
     TASKS,
     Response,
+    answered_by,
     error_response,
     is_ollamas,
     json_response,
@@ -224,6 +225,7 @@ class Gateway:
             connection.stream_begun = False
             relay.go_on()
         name: str | None = None  # of the model, as the client has it
+        asked: InferenceRequest | None = None
         try:
             if request.path == SHOW:
                 return self._show(request)
@@ -236,7 +238,8 @@ class Gateway:
             self._forwarder.start(asked, relay)
         except AccelError as error:
             log_refusal(request, connection, error, name)
-            return self._refused(request, relay, error)
+            unsent = relay.fail(error)
+            return None if unsent is None else _failed(request, unsent, asked)
         return self._finish(request, connection, asked, relay)
 
     def _show(self, request: HttpRequest) -> Response:
@@ -244,11 +247,6 @@ class Gateway:
         name = ollama_catalog.shown(b"".join(request.parts))
         response = json_response(ollama_catalog.show(self._catalog.one(name)))
         return response if request.origin is None else response.readable_by(request.origin)
-
-    @staticmethod
-    def _refused(request: HttpRequest, relay: Relay, error: AccelError) -> Response | None:
-        unsent = relay.fail(error)
-        return None if unsent is None else refusal(request, unsent)
 
     async def _finish(
         self, request: HttpRequest, connection: ClientConnection, asked: InferenceRequest, relay: Relay
@@ -265,7 +263,7 @@ class Gateway:
         finally:
             if not relay.handed_over:
                 log_answer(request, connection, relay, asked.target.model, self._now(), outcome)
-        return None if error is None else refusal(request, error)
+        return None if error is None else _failed(request, error, asked)
 
     def _read(self, request: HttpRequest, path: str) -> tuple[bytes, RequestInfo, str]:
         """The body, what it tells the router, and its Content-Type. AccelError."""
@@ -283,6 +281,16 @@ class Gateway:
             body = edited(variant, body, path)
             info = read_json(path, body)
         return body, info, JSON_TYPE
+
+
+def _failed(request: HttpRequest, error: AccelError, asked: InferenceRequest | None) -> Response:
+    """The response without an answer, with who was asked for one."""
+    response = refusal(request, error)
+    if asked is None:
+        return response
+    target = asked.target
+    who = answered_by(target.model, next(iter(target.routes), ""), asked.attempts.number)
+    return response._replace(headers={**response.headers, **who})
 
 
 def _meant(path: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -11,6 +10,7 @@ from msgspec import Struct
 
 from accelerd.gateway.dialects.neutral import request_of
 from accelerd.gateway.request_body import MAX_NAME
+from accelerd.gateway.responses import iso_date
 
 Json = dict[str, Any]
 VERSION: Final = "0.13.0"  # of Ollama, whose API this is: clients ask for the one that they need
@@ -43,7 +43,7 @@ def _tag(model: Json) -> Json:
     return {
         "name": model["id"],
         "model": model["id"],
-        "modified_at": _date(model),
+        "modified_at": iso_date(model["created"]),
         "size": 0,
         "digest": digest,
         "details": _details(),
@@ -62,7 +62,7 @@ def show(model: Json) -> Json:
         "details": _details(),
         "model_info": {"general.architecture": UNKNOWN, **more},
         "capabilities": _capabilities(model),
-        "modified_at": _date(model),
+        "modified_at": iso_date(model["created"]),
     }
 
 
@@ -76,7 +76,3 @@ def _details() -> Json:
 def _capabilities(model: Json) -> list[str]:
     found = [word for task, word in WORDS.items() if task in model["capabilities"]]
     return [*found, *(["thinking"] if "reasoning" in model["labels"] else [])]
-
-
-def _date(model: Json) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(model["created"]))

@@ -10,11 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import lru_cache
-from string import punctuation
-from typing import Final
-from urllib.parse import quote
 
-from accelerd.base import names
 from accelerd.base.errors import AccelError
 from accelerd.engines.base import Traits
 from accelerd.gateway.corrections import (
@@ -36,13 +32,12 @@ from accelerd.gateway.corrections import (
 from accelerd.gateway.dialects.translation import EVENT_STREAM, JSON_LINES, TranslatedResponse
 from accelerd.gateway.one_by_one import JoinedStreams
 from accelerd.gateway.response_framing import LAST_CHUNK, FramingError, Head, chunk
-from accelerd.gateway.responses import JSON_TYPE, cors_headers, date_and_id, is_ollamas, reason
+from accelerd.gateway.responses import JSON_TYPE, answered_by, cors_headers, date_and_id, is_ollamas, reason
 from accelerd.gateway.upstream import Connection, ResponseReceiver
 from accelerd.routing.health import may_go_on
 from accelerd.scheduler.record import Lease
 
 STREAMS = (EVENT_STREAM, JSON_LINES)
-PRINTABLE: Final = punctuation.replace("%", "") + " "  # beside letters and digits; all else is escaped, with %
 MAX_COLLECTED = 64 << 20  # bytes of a response that is collected before it is sent
 
 
@@ -56,10 +51,7 @@ def response_head(
     """
     lines = [f"HTTP/1.1 {status} {reason(status)}".encode(), b"Content-Type: " + kind]
     if model:
-        lines.append(f"{names.HEADER_MODEL}: {quote(model, safe=PRINTABLE)}".encode())
-        if route:
-            lines.append(f"{names.HEADER_ROUTE}: {quote(route, safe=PRINTABLE)}".encode())
-        lines.append(f"{names.HEADER_ATTEMPTS}: {attempt}".encode())
+        lines += [f"{name}: {value}".encode() for name, value in answered_by(model, route, attempt).items()]
     if kind.startswith(STREAMS):
         lines += [b"Cache-Control: no-cache", b"X-Accel-Buffering: no"]
     if origin is not None:

@@ -8,7 +8,9 @@ import math
 import time
 from collections.abc import Mapping
 from functools import lru_cache
+from string import punctuation
 from typing import Any, Final, NamedTuple
+from urllib.parse import quote
 
 import msgspec
 
@@ -17,6 +19,7 @@ from accelerd.base.errors import AccelError
 from accelerd.engines.base import Task
 
 JSON_TYPE = "application/json"
+PRINTABLE: Final = punctuation.replace("%", "") + " "  # beside letters and digits; all else is escaped, with %
 
 TASKS: Final[dict[str, Task]] = {
     "/v1/chat/completions": "chat",
@@ -114,6 +117,18 @@ def _date(second: int) -> str:
     now = time.gmtime(second)  # whatever the locale
     day, month = DAYS[now.tm_wday], MONTHS[now.tm_mon - 1]
     return f"{day}, {now.tm_mday:02} {month} {now.tm_year} {time.strftime('%H:%M:%S', now)} GMT"
+
+
+def iso_date(seconds: float) -> str:
+    """A moment since 1970 as Anthropic's and Ollama's lists have it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def answered_by(model: str, route: str, attempt: int) -> dict[str, str]:
+    """Which model answers, or was asked last; the route by which it was reached, "" if none; how many were asked."""
+    named = {names.HEADER_MODEL: model, names.HEADER_ROUTE: route}
+    said = {header: quote(name, safe=PRINTABLE) for header, name in named.items() if name}
+    return {**said, names.HEADER_ATTEMPTS: str(attempt)}
 
 
 def cors_headers(origin: str) -> dict[str, str]:

@@ -30,7 +30,7 @@ from tests.gateway.client import Client, Response, chat
 MODELS = [ModelSpec(name, path=f"/{name}.gguf") for name in ("first", "second", "third")]
 ROUTE = Route("team", ("first", "second", "third"))
 QUICK = ServerSettings(keepalive_after=0.01)
-HEADER = "x-accelerd-model"
+HEADER, ROUTE_HEADER, ATTEMPTS = "x-accelerd-model", "x-accelerd-route", "x-accelerd-attempts"
 
 
 def table(tmp_path: Path, settings: ServerSettings | None = None) -> Any:
@@ -214,6 +214,12 @@ async def test_all_of_them_are_named_where_none_can(tmp_path: Path) -> None:
         text = answer.json()["error"]["message"]
         assert text.startswith("no model of team could answer: cannot load first: first exited with status 1;")
         assert all(f"cannot load {name}" in text for name in ROUTE.models)
+        assert (answer.headers[HEADER], answer.headers[ROUTE_HEADER]) == ("third", "team")
+        assert answer.headers[ATTEMPTS] == "3"
+        alone = await client.ask(body=chat("first"))
+        assert (alone.status, alone.headers[HEADER], alone.headers[ATTEMPTS]) == (503, "first", "1")
+        assert ROUTE_HEADER not in alone.headers
+        assert HEADER not in (await client.ask(body=chat("nobody"))).headers
 
 
 @on_both_loops

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from typing import Any, Final
 
 import msgspec
@@ -33,6 +32,7 @@ from accelerd.gateway.dialects.neutral import (
 )
 from accelerd.gateway.dialects.requests.ollama import OneMessage, ToolCall, parts_of, said, written_call
 from accelerd.gateway.response_framing import FramingError
+from accelerd.gateway.responses import iso_date
 
 NS: Final = 1_000_000_000  # in a second
 STOPS: Final = {"stop": StopReason.END, "length": StopReason.LENGTH}
@@ -83,8 +83,7 @@ def write_answer(answer: Answer, to: Answering) -> Json:
 
 def _head(to: Answering) -> Json:
     created = to.created + to.now() - to.began
-    date = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(created))
-    return {"model": to.model, "created_at": f"{date}.{int(created % 1 * 1e6):06}Z"}
+    return {"model": to.model, "created_at": f"{iso_date(created)[:-1]}.{int(created % 1 * 1e6):06}Z"}
 
 
 def _end(stop: StopReason, usage: Usage, to: Answering, first: float) -> Json:
