@@ -90,6 +90,26 @@ def code_of(body: bytes) -> str | None:
     return code if isinstance(code, str) else None
 
 
+def lacks_model(status: int, body: bytes, name: str) -> bool:
+    """Does the error say that the engine has no model of this name, and not that it lacks the path?
+
+    OpenAI and those who follow it have a code for that, or say which parameter is wrong; errors of others name the
+    model.
+    """
+    if status not in (400, 404):
+        return False
+    try:
+        answer = from_json(body, dict[str, Any])
+    except msgspec.DecodeError:
+        return False
+    error = answer.get("error", answer)  # vLLM's is the whole answer, Ollama's a text
+    fields = error if isinstance(error, dict) else {"message": error}
+    if fields.get("code") == "model_not_found" or status == 400:
+        return fields.get("code") == "model_not_found"
+    named = rf"""(?:['"`]|\bmodel\b\W{{0,3}}){re.escape(name)}(?!\w)"""
+    return fields.get("param") == "model" or bool(name and re.search(named, str(fields.get("message")), re.I))
+
+
 def _error_in(body: bytes, path: str) -> Json | None:
     try:
         answer = from_json(body, dict[str, Any])

@@ -305,6 +305,7 @@ class Forwarder:
         """What the relay must know of the target."""
         target, translated = request.target, request.translate()
         relay.busy_statuses, relay.misnamed = target.busy_statuses, request.misnamed
+        relay.called_there = target.wire_name or relay.called
         relay.translated = None
         if target.translation is not None and translated is not None:
             name = request.info.model or target.model

@@ -25,6 +25,7 @@ from accelerd.gateway.corrections import (
     correction_for,
     error_event,
     hidden_error,
+    lacks_model,
     refusal_event,
     renamed,
     waiting_event,
@@ -104,7 +105,7 @@ class Relay:
         self.traits: Callable[[], Traits] | None = None  # of the leased model
         # may another model answer instead, if the engine answers with such an error?
         self.replaceable: Callable[[AccelError], bool] = never
-        self.called = ""  # the client's name for the model
+        self.called = self.called_there = ""  # the client's name for the model, and that in the request to the engine
         self.route, self.attempt = "", 1  # see response_head
         self.verdict: AccelError | None = None  # what the engine's answer says of it, if that is an error
         self.misnamed = False  # does the engine call the model otherwise than the client?
@@ -241,12 +242,14 @@ class Relay:
         if head.status < 400:
             return None
         # As OpenAI would have it, whatever the client's API: others have no codes.
+        lacks = lacks_model(head.status, body, self.called_there)
         status, body = corrected_error(head.status, body, "", self.lease.model, self.dialect)
         text = f"the engine answered with status {status}: {hidden_error(body) or 'no reason given'}"
         if code_of(body) == TOO_LONG:
             error = AccelError(TOO_LONG, text)
-        elif may_go_on(status):
+        elif may_go_on(status) or lacks:
             error = AccelError("upstream_failed", text, retry_after=head.retry_after, engine_status=status)
+            error.fields |= {"model_not_found": True} if lacks else {}
             self.verdict = error
         else:
             return None

@@ -2,7 +2,7 @@
 
 A deployment that has failed cools down: routes pass it over. When that time is over one request tries it, and only its
 success makes the deployment usable again. What a client has caused, and a path that an engine does not have, says
-nothing of a deployment.
+nothing of a deployment; that it has no model of that name does.
 """
 
 from __future__ import annotations
@@ -26,8 +26,15 @@ def cools(error: AccelError) -> bool:
     """Does the failure say that the deployment does not work, for requests of others too?"""
     status = error.fields.get("engine_status")
     if isinstance(status, int):
-        return status in REFUSED or status in NOT_NOW or (status >= 500 and status not in NOT_HERE)
+        return (
+            lacks_model(error) or status in REFUSED or status in NOT_NOW or (status >= 500 and status not in NOT_HERE)
+        )
     return error.code in COOLED
+
+
+def lacks_model(error: AccelError) -> bool:
+    """Has the server answered that it has no model of that name?"""
+    return error.fields.get("model_not_found") is True
 
 
 def may_go_on(status: int) -> bool:
@@ -41,6 +48,7 @@ def may_go_on(status: int) -> bool:
 class HealthState(StrEnum):
     USABLE = "usable"
     COOLING = "cooling"
+    NO_MODEL = "model not found there"  # likewise
     TRIAL = "trial"  # one request may try it, or does
 
 
@@ -67,6 +75,7 @@ class Course(Struct):
     until: float | None = None  # None: usable
     length: float = 0.0
     trial_since: float | None = None
+    lacks_model: bool = False  # that is why
     last_failure: Failure | None = None
     successes: int = 0
     failures: int = 0
@@ -85,7 +94,8 @@ class Health:
             return HEALTHY
         state = HealthState.USABLE
         if course.until is not None:
-            state = HealthState.COOLING if self._now() < course.until else HealthState.TRIAL
+            cooling = HealthState.NO_MODEL if course.lacks_model else HealthState.COOLING
+            state = cooling if self._now() < course.until else HealthState.TRIAL
         return DeploymentHealth(
             state, course.until, self._tried(course), course.last_failure, course.successes, course.failures
         )
@@ -96,6 +106,8 @@ class Health:
         if course is None or course.until is None:
             return ""
         left = course.until - self._now()
+        if left > 0 and course.lacks_model:
+            return f"is not there: its server has no model of that name, and is asked again in {left:.0f} s"
         if left > 0:
             return f"has failed and cools down for {left:.0f} s more"
         return "has failed, and a request tries it" if self._tried(course) else ""
@@ -121,6 +133,7 @@ class Health:
         course.last_failure = Failure(self._now(), error.code, error.message)
         course.failures += 1
         course.trial_since = None
+        course.lacks_model = lacks_model(error)
         if cooldown > 0:
             course.length = max(cooldown, min(error.retry_after or 0.0, LONGEST_COOLING))
             course.until = self._now() + course.length

@@ -253,11 +253,15 @@ def test_routes_are_a_table_of_what_may_answer(ctl: Ctl, daemon: FakeDaemon) -> 
     failed = {"ago": 65.0, "code": "upstream_failed", "message": "refused"}
     deployments = [
         deployment("big", weight=3, health="cooling", cooling=12.0, last_failure=failed, answered=3, share=0.75),
-        deployment("far", stage="fallback", member="elsewhere", weight=None, requests=2, queue=7, health="trial"),
+        deployment(
+            "far", stage="fallback", member="elsewhere", weight=None, requests=2, queue=7, health="trial", cooling=0.0
+        ),
+        deployment("lost", health="model not found there", cooling=9.0),
     ]
     route = {"route": "assistant", "description": "", "answers": "far", "reason": "…", "deployments": deployments}
     daemon.answers["GET routes"] = Reply({"routes": [route]})
-    first, _, big, far = ctl("routes", "assistant").out.splitlines()
+    first, _, big, far, lost = ctl("routes", "assistant").out.splitlines()
+    assert "model not found there, 9 s left" in lost
     assert daemon.requests[-1].query == {"route": "assistant"}
     assert first == "assistant: a request now goes to far"
     cells = [re.split(r" {2,}", line.strip()) for line in (big, far)]

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from accelerd.base.errors import AccelError
 from accelerd.config.model import ServerSettings
 from accelerd.engines.base import Dialect
 from accelerd.engines.llama_server.dialect import DIALECT
-from accelerd.gateway.corrections import Renamed, corrected_error, correction_for, error_event, renamed
+from accelerd.gateway.corrections import Renamed, corrected_error, correction_for, error_event, lacks_model, renamed
 from tests.gateway.bench import SSE_HEAD, Bench, Speaker, bench, chunk, on_both_loops, plain, until
 from tests.gateway.client import CHAT, request
 
@@ -43,6 +44,29 @@ def events(stream: bytes) -> list[Any]:
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (404, {"error": {"message": "The model `x` does not exist", "code": "model_not_found"}}, True),
+        (400, {"error": {"message": "no", "code": "model_not_found", "param": "model"}}, True),
+        (404, {"error": {"message": "Unknown model", "param": "model"}}, True),
+        (404, {"error": "model 'big:7b' not found"}, True),
+        (404, {"error": {"message": 'model "big:7b" not found, try pulling it first', "type": "api_error"}}, True),
+        (404, {"type": "error", "error": {"type": "not_found_error", "message": "model: big:7b"}}, True),
+        (404, {"object": "error", "message": "The model `big:7b` does not exist.", "code": 404}, True),
+        (404, {"error": {"message": "The model `big:7b2` does not exist."}}, False),
+        (404, {"error": {"code": 404, "message": "File Not Found", "type": "not_found_error"}}, False),
+        (404, {"error": {"message": "Invalid URL (POST /v1/big:7b)"}}, False),
+        (404, {"detail": "Not Found"}, False),
+        (404, [1], False),
+        (400, {"error": {"message": "model 'big:7b' takes no images", "param": "model"}}, False),
+        (500, {"error": {"message": "gone", "code": "model_not_found"}}, False),
+    ],
+)
+def test_what_says_that_a_server_has_no_such_model(status: int, body: Any, expected: bool) -> None:
+    assert lacks_model(status, msgspec.json.encode(body), "big:7b") is expected
 
 
 @pytest.mark.parametrize(

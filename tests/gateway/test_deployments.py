@@ -17,6 +17,7 @@ from accelerd.engines.base import Traits
 from accelerd.gateway import going_on
 from accelerd.gateway.request_facts import RequestFacts
 from accelerd.gateway.request_router import UpstreamTarget
+from accelerd.routing.health import HealthState
 from accelerd.routing.plan import Plan
 from tests.gateway.bench import ALL, DONE, SSE_HEAD, Asked, Bench, Speaker, bench, on_both_loops, plain, token, until
 from tests.gateway.client import Client, Response, chat, request
@@ -56,7 +57,7 @@ def answers(b: Bench, by: Mapping[str, bytes]) -> list[str]:
 
 
 def fault(status: int, extra: str = "", **error: Any) -> bytes:
-    body = msgspec.json.encode({"error": {"message": f"status {status}", **error}})
+    body = msgspec.json.encode({"error": {"message": f"status {status}"} | error})
     return plain(body, status, extra=extra)
 
 
@@ -88,6 +89,21 @@ async def test_a_path_that_is_missing_cools_nothing(tmp_path: Path) -> None:
         asked = answers(b, {"a": fault(404)})
         assert [await who(client), await who(client)] == ["b 2", "b 2"]
         assert asked == ["a", "b", "a", "b"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@on_both_loops
+async def test_a_server_without_the_model_is_passed_over_and_shown(tmp_path: Path, stream: bool) -> None:
+    async with table(tmp_path, Route("r", deployments=orders("a", "b"))) as b, await b.client() as client:
+        asked = answers(b, {"a": fault(404, message="model 'wire-a' not found")})
+        for attempts in ("2", "1"):
+            response = await client.ask(body=chat("r", stream=stream))
+            assert (response.status, response.headers[MODEL], response.headers[ATTEMPTS]) == (200, "b", attempts)
+        assert asked == ["a", "b", "b"]
+        assert b.gateway.router.health.of("a").state is HealthState.NO_MODEL
+        alone = await client.ask(body=chat("a"))
+        assert alone.status == 404
+        assert "model 'wire-a' not found" in alone.json()["error"]["message"], "the engine's own words"
 
 
 @on_both_loops

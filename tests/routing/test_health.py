@@ -48,6 +48,20 @@ def test_failures_without_an_answer(code: str, expected: bool) -> None:
     assert cools(AccelError(code, "no")) is expected
 
 
+def test_a_server_without_the_model_is_not_there_until_it_is_tried_again() -> None:
+    now = Clock()
+    health = Health(now)
+    missing = AccelError("upstream_failed", "no", engine_status=404, model_not_found=True)
+    assert cools(missing)
+    health.failed("a", missing, 30)
+    assert health.of("a").state is HealthState.NO_MODEL
+    assert health.why_not("a") == "is not there: its server has no model of that name, and is asked again in 30 s"
+    now.at += 30
+    assert (health.of("a").state, health.why_not("a")) == (HealthState.TRIAL, "")
+    health.failed("a", answered(503), 30)
+    assert health.of("a").state is HealthState.COOLING, "another trouble"
+
+
 def test_one_request_tries_what_has_cooled_down() -> None:
     now = Clock()
     health = Health(now)

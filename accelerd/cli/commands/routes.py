@@ -57,8 +57,8 @@ def row(one: dict[str, Any]) -> tuple[str, ...]:
 
 
 def health(one: dict[str, Any]) -> str:
-    if one["health"] == "cooling":
-        return f"cooling, {span(one['cooling'])} left"
+    if one.get("cooling"):
+        return f"{one['health']}, {span(one['cooling'])} left"
     return "to be tried" if one["health"] == "trial" else str(one["health"])
 
 
