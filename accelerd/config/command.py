@@ -21,7 +21,7 @@ from accelerd.config.keys import array, key
 
 CommandTask = Literal[
     "chat", "completions", "embeddings", "rerank", "transcription", "speech", "images", "messages", "responses",
-    "tools", "vision", "audio",
+    "tools", "vision", "audio", "ollama",
 ]  # fmt: skip
 PLACEHOLDER: Final = re.compile(r"\{([a-z_]+)\}")
 PLACEHOLDERS: Final = ("port", "socket", "model", "name", "key_file", "context", "parallel")
@@ -60,8 +60,16 @@ class CommandSettings:
         (),
         'Variables with placeholders, such as "OLLAMA_HOST=127.0.0.1:{port}"; all others are written in `env`.',
     )
+    inherit: tuple[str, ...] = key(
+        array(toml.EnvName),
+        (),
+        "Variables that it takes over from accelerd's own environment, beside PATH, HOME, the language and what "
+        "chooses GPUs.",
+    )
     api: tuple[CommandTask, ...] = key(
-        array(CommandTask), (), "What it can do, as in `capabilities` of GET /v1/models."
+        array(CommandTask),
+        (),
+        'What it can do, as in `capabilities` of GET /v1/models; "ollama" is a chat by Ollama\'s API (/api/chat).',
     )
     paths: tuple[str, ...] = key(
         array(toml.PathPair), (), 'Paths that differ from OpenAI\'s, such as "/v1/rerank=/rerank".'
@@ -76,7 +84,16 @@ class CommandSettings:
     probe_path: str | None = key(
         toml.UrlPath, None, "A path that answers one tiny request only if the model works; asked before it is ready."
     )
-    probe_body: str | None = key(toml.JsonText, None, "The JSON body of that request. Default: it is asked with GET.")
+    probe_body: str | None = key(
+        toml.JsonText,
+        None,
+        "The JSON body of that request, with placeholders as in `argv`. Default: it is asked with GET.",
+    )
+    not_found_hint: str | None = key(
+        toml.TextLine,
+        None,
+        'What to do if it answers that request with status 404, such as "run: ollama pull {model}".',
+    )
     key_env: str | None = key(
         toml.EnvName, None, "The environment variable for the key that accelerd makes for each start."
     )
@@ -89,6 +106,12 @@ class CommandSettings:
     @property
     def placeholders(self) -> frozenset[str]:
         return frozenset(name for word in (*self.argv, *self.environment) for name in PLACEHOLDER.findall(word))
+
+    @property
+    def needs_model(self) -> bool:
+        """Is it nothing without `path` or `model`?"""
+        words = (*self.argv, *self.environment, self.served_name or "", self.probe_body or "")
+        return any("{model}" in word for word in words)
 
 
 @dataclass(frozen=True)

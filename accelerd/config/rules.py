@@ -177,10 +177,8 @@ def _source_of_command(entries: ConfigEntries, table: KeyPath, spec: ModelSpec) 
         origin = spec.origin("command.preset")
         text = f"there is no preset '{command.preset}'{hint}"
         yield Problem(origin.file or "", origin.line, key_text((*table, "command", "preset")), text)
-    elif "model" in command.placeholders and not given:
-        yield _problem(
-            entries[table], table, 'set path = "…" (a file) or model = "…": {model} in command.argv needs it'
-        )
+    elif command.needs_model and not given:
+        yield _problem(entries[table], table, 'set path = "…" (a file) or model = "…": {model} in command needs it')
     elif len(given) == 2:
         yield _problem(entries[*table, "model"], (*table, "model"), "set either path or model, not both")
 

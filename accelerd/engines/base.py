@@ -89,6 +89,7 @@ class LaunchPlan:
     prompt_cache: int = 0  # bytes of main memory that the engine may use for it
     context: int | None = None  # tokens of one request, where the setting leaves that open
     prove: bool = False  # it reports healthy even without a model: ready only after it has answered the probe
+    not_found_hint: str = ""  # what to do if the probe is answered with 404: the engine has not got the model
     probe_type: str = "application/json"  # of probe_body
     key_file: str = (
         ""  # where the program reads its key from: to be written before its start, and removed once it is ready

@@ -86,8 +86,12 @@ async def _proven(plan: LaunchPlan) -> Outcome | None:
     code, refusal = await prove(plan, within=PROOF_TIMEOUT)
     if code == BUSY:
         return None
+    if not refusal:
+        return READY
     text = f"{program(plan)} is up, but without its model ({plan.model}): {refusal}"
-    return Outcome(Cause.WITHOUT_MODEL, text) if refusal else READY
+    if code == NOT_FOUND and plan.not_found_hint:
+        return Outcome(Cause.NO_MODEL, f"{text}; {plan.not_found_hint}")
+    return Outcome(Cause.WITHOUT_MODEL, text)
 
 
 async def _owner(
@@ -225,6 +229,7 @@ def _look(proc: Path, pids: list[int]) -> tuple[int, int | None]:
     return resident(proc, pids), taken_in(proc, pids)
 
 
+NOT_FOUND: Final = 404
 BUSY: Final = 503  # it is overloaded, which says nothing about its model
 SAID: Final = 200  # letters of a refusal
 

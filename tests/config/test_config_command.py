@@ -64,7 +64,7 @@ def test_a_mistake_is_named_once(home: Home, text: str, key: str, words: str) ->
 def test_a_model_without_the_file_that_its_command_needs(home: Home) -> None:
     config, problems = home.check(HEAR.replace('path = "/models/ggml.bin"\n', "") + 'preset = "whisper.cpp"')
     assert config is None
-    assert "{model} in command.argv needs it" in problems[0].message
+    assert "{model} in command needs it" in problems[0].message
 
 
 def test_a_command_needs_no_file(home: Home) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -91,6 +92,28 @@ def test_a_missing_program_is_named(tmp_path: Path) -> None:
     wanted = ModelSpec("x", engine="command", command=CommandSettings(argv=("no-such-server", "{port}"), api=("chat",)))
     with pytest.raises(AccelError, match="cannot find the program no-such-server"):
         plan(wanted, tmp_path)
+
+
+def test_a_probe_has_what_the_model_is_called_as_json(tmp_path: Path) -> None:
+    probe = {"probe_path": "/load", "probe_body": '{"model": "{model}", "text": "{it}", "n": {}}'}
+    made = plan(
+        spec(tmp_path, "{port}", path=None, model='a"b\\c', not_found_hint="run: pull {model}", **probe), tmp_path
+    )
+    assert made.probe_body is not None
+    assert json.loads(made.probe_body) == {"model": 'a"b\\c', "text": "{it}", "n": {}}
+    assert made.not_found_hint == 'run: pull a"b\\c'
+    assert (made.probe_path, made.prove) == ("/load", True)
+
+
+def test_variables_are_inherited_by_name_and_what_is_written_wins(tmp_path: Path) -> None:
+    model = spec(tmp_path, "{port}", inherit=("OLLAMA_MODELS", "HF_HOME", "NOT_THERE"), env=(("HF_HOME", "/own"),))
+    made = plan(model, tmp_path, OLLAMA_MODELS="/big", HF_HOME="/accelerds", OTHER="x")
+    assert (made.env["OLLAMA_MODELS"], made.env["HF_HOME"]) == ("/big", "/own")
+    assert not {"NOT_THERE", "OTHER"} & set(made.env)
+
+
+def test_a_program_that_has_ollamas_api_alone_can_be_declared(tmp_path: Path) -> None:
+    assert engine().traits(spec(tmp_path, "{port}", api=("ollama",))).tasks == {"ollama"}
 
 
 GPU = Device("gpu", "AMD Radeon 8060S Graphics", "amdgpu", "0000:c1:00.0")

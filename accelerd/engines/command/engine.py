@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Final
 from msgspec import Struct, field
 
 from accelerd.base.exits import Cause
-from accelerd.config.command import PLACEHOLDER
+from accelerd.config.command import PLACEHOLDER, CommandSettings
 from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device, usable
 from accelerd.engines.base import (
@@ -104,7 +105,8 @@ class Command(Engine):
             health_path=command.ready_path,
             health_status=command.ready_status,
             probe_path=command.probe_path or command.ready_path,
-            probe_body=command.probe_body.encode() if command.probe_body is not None else None,
+            probe_body=_probe(command, given),
+            not_found_hint=_replaced(command.not_found_hint or "", given),
             guarded=False,
             keyed=keyed,
             prove=command.probe_path is not None,
@@ -137,7 +139,8 @@ class Command(Engine):
     def _env(self, spec: ModelSpec, secret: str, given: Mapping[str, str]) -> dict[str, str]:
         key = {spec.command.key_env: secret} if spec.command.key_env else {}
         own = dict(_filled(spec, word, given).split("=", 1) for word in spec.command.environment)
-        return {**inherited(self._environ), **own, **dict(spec.env), **key}
+        taken = {name: self._environ[name] for name in spec.command.inherit if name in self._environ}
+        return {**inherited(self._environ), **taken, **own, **dict(spec.env), **key}
 
     def _env_flags(self, spec: ModelSpec) -> list[Flag]:
         found = device_flags(self._environ)
@@ -200,7 +203,19 @@ def _filled(spec: ModelSpec, word: str, given: Mapping[str, str]) -> str:
     for name in PLACEHOLDER.findall(word):
         if not given[name]:
             fail(Cause.REFUSED, f"cannot start {spec.name}: {{{name}}} of its command has no value")
-    return PLACEHOLDER.sub(lambda match: given[match[1]], word)
+    return _replaced(word, given)
+
+
+def _replaced(text: str, given: Mapping[str, str]) -> str:
+    """What is no placeholder stays."""
+    return PLACEHOLDER.sub(lambda match: given.get(match[1], match[0]), text)
+
+
+def _probe(command: CommandSettings, given: Mapping[str, str]) -> bytes | None:
+    """The body of the probe; what is put into it stands within a JSON string."""
+    if command.probe_body is None:
+        return None
+    return _replaced(command.probe_body, {name: json.dumps(value)[1:-1] for name, value in given.items()}).encode()
 
 
 def _served(spec: ModelSpec) -> str | None:
