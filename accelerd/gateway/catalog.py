@@ -133,8 +133,10 @@ def capabilities(traits: Traits) -> list[str]:
 
 
 def _context(spec: ModelSpec, traits: Traits) -> int | None:
-    """What the engine says of it; else what the settings say."""
-    return spec.tokens if traits.context is None else traits.context
+    """What the engine says of it; else what the settings say. None: a server elsewhere has not said."""
+    if traits.context is not None or spec.elsewhere:
+        return traits.context
+    return spec.tokens
 
 
 def _word(snapshot: Snapshot) -> str:

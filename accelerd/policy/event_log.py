@@ -82,8 +82,11 @@ def status_line(snapshots: list[Snapshot], held: int) -> str:
     """One line for people. `held`: bytes reserved."""
     if not snapshots:
         return "no models are configured; try: accelctl add FILE.gguf"
-    ready = [s.spec.name for s in snapshots if s.state is State.READY]
-    parts = [f"{len(ready)} of {len(snapshots)} models loaded" + (f": {', '.join(ready)}" if ready else "")]
+    own = [s for s in snapshots if not s.spec.elsewhere]
+    ready = [s.spec.name for s in own if s.state is State.READY]
+    parts = [f"{len(ready)} of {len(own)} models loaded" + (f": {', '.join(ready)}" if ready else "")] if own else []
+    if far := [s.spec.name for s in snapshots if s.spec.elsewhere and s.state is State.READY]:
+        parts.append(f"elsewhere: {', '.join(far)}")
     for state in (State.DOWNLOADING, State.STARTING, State.RECLAIMING, State.BACKOFF, State.FAILED):
         found = [s.spec.name for s in snapshots if s.state is state]
         if found:

@@ -30,7 +30,7 @@ from accelerd.scheduler.eviction import choose
 from accelerd.scheduler.lifecycle import LEAVING, Event, State, step
 from accelerd.scheduler.placement import SharedLimits, YieldedMemory, fitting, why_not_resident, with_spare_cache
 from accelerd.scheduler.quiet import serve_all, waits_for_load, when_quiet
-from accelerd.scheduler.record import DownloadProgress, Lease, ModelRecord, Residue, Transition, Waiter
+from accelerd.scheduler.record import ELSEWHERE, DownloadProgress, Lease, ModelRecord, Residue, Transition, Waiter
 
 CPU = "cpu"
 FRESH = 1.0  # s that a memory snapshot is good enough for a decision
@@ -376,8 +376,8 @@ class Admission:
         record.need = need = with_spare_cache(record, need, self.records.values(), self.room)
         if need.devices:
             record.device = need.devices[0]
-        wanted = record.waiting[0].wants_lease if record.waiting else False
-        self.move(record, Event.START, "a request needs it" if wanted else "asked to load")
+        asked = "a request needs it" if record.waiting and record.waiting[0].wants_lease else "asked to load"
+        self.move(record, Event.START, ELSEWHERE if record.spec.elsewhere else asked)
         self.supervisor.start(instance, record.spec, need)
         if not record.spec.elsewhere:
             self.look()  # memory is not measured while no instance lives; from now on it is

@@ -33,7 +33,7 @@ from accelerd.scheduler.lifecycle import Event, State
 from accelerd.scheduler.memory_events import MemoryEvents
 from accelerd.scheduler.placement import SharedLimits, fitting, with_spare_cache
 from accelerd.scheduler.quiet import disturbed
-from accelerd.scheduler.record import Lease, ModelRecord, Residue, Snapshot, StopWatcher, Waiter, snapshot
+from accelerd.scheduler.record import ELSEWHERE, Lease, ModelRecord, Residue, Snapshot, StopWatcher, Waiter, snapshot
 
 BAD_OUTCOMES_BEFORE_PROBE = 3
 PROGRESS_WINDOW = 30.0  # s: an engine that sent something this lately is busy, not hung
@@ -289,7 +289,8 @@ class Core:
         if record.usage.last is None:
             record.usage.note(now)  # it would not be loaded if it were not wanted
         how = "taken over" if record.adopted else "loaded"
-        self._admission.move(record, Event.LOADED, f"{how} in {now - record.started_at:.1f} s")
+        took = f"{how} in {now - record.started_at:.1f} s"
+        self._admission.move(record, Event.LOADED, ELSEWHERE if record.spec.elsewhere else took)
         self._admission.schedule()
 
     def instance_killing(self, instance: int) -> None:

@@ -27,7 +27,7 @@ from accelerd.scheduler.placement import (
     fitting,
     why_not_resident,
 )
-from accelerd.scheduler.record import ModelRecord
+from accelerd.scheduler.record import ELSEWHERE, ModelRecord
 
 MOST_STEPS: Final = 2000  # of the search for places; what is not refuted by then may fit
 
@@ -106,7 +106,7 @@ class Holds:
 def placement(record: ModelRecord, admission: Admission) -> tuple[bool, str]:
     """Could the model be resident, and what would that take."""
     if record.occupied:
-        return True, "it is loaded, or on its way in or out"
+        return True, ELSEWHERE if record.spec.elsewhere else "it is loaded, or on its way in or out"
     room, others = admission.room, admission.occupied()
     if fitting(record, others, room) is not None:
         return True, "it fits beside what is loaded now"

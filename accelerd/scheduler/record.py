@@ -22,6 +22,7 @@ from accelerd.scheduler.keep_value import Usage, reload_cost
 from accelerd.scheduler.lifecycle import LEAVING, OCCUPIED, Event, State
 
 ASSUMED_SPEED = 1 << 30  # bytes/s that a model is read with, where nothing is known
+ELSEWHERE = "a server elsewhere has it"  # why such a model is as it is
 LEAST_LOAD = 0.5  # s: starting the program alone
 
 

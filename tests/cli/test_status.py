@@ -32,6 +32,17 @@ def test_header_has_the_totals(ctl: Ctl, daemon: FakeDaemon) -> None:
         assert part in head, "memory is the sum of the rows"
 
 
+def test_what_another_machine_has_is_not_loaded_here(ctl: Ctl, daemon: FakeDaemon) -> None:
+    far = [
+        model("far", "ready", engine="remote", device="remote mac", memory=0),
+        model("lost", "failed", engine="remote", device="remote mac"),
+    ]
+    daemon.answers["GET status"] = Reply(status(*FLEET, *far))
+    text = ctl("status").out
+    assert "2 of 6 loaded · 2 elsewhere · 8.0 of 20.0 GiB" in text.splitlines()[0]
+    assert [row(text, name)[1] for name in ("far", "lost")] == ["elsewhere", "failed"]
+
+
 def test_the_addresses_for_clients(ctl: Ctl, daemon: FakeDaemon) -> None:
     assert ctl("status").out.splitlines()[1] == "for clients: http://localhost:4000/v1"
     listen = ["127.0.0.1:4001", "[::1]:4001", "192.168.1.5:80", "[fd00::1]:80"]

@@ -111,6 +111,13 @@ def test_it_is_always_loaded_and_needs_no_memory(daemon: Daemon) -> None:
     status = daemon.wait_state("big", "ready")
     assert (status["pid"], status["memory"], status["device"]) == (None, 0, "remote mac")
     assert daemon.control("GET", "explain?model=big").json()["argv"] == []
+    line = daemon.status()["status"]
+    assert "of 1 models loaded" in line
+    assert "elsewhere: big, slow, " in line
+    assert "big: starting → ready: a server elsewhere has it" in daemon.output()
+    assert "asked to load" not in daemon.output()
+    listed = {one["id"]: one for one in daemon.send("GET", "/v1/models").json()["data"]}
+    assert listed["big"]["context_length"] is None, "nobody has said it"
 
 
 def test_a_request_gets_the_remotes_answer_under_the_clients_name(daemon: Daemon, mac: FakeRemote) -> None:

@@ -30,6 +30,8 @@ def bench(*specs: ModelSpec, max_loaded: int | None = None, limit: int = MIB) ->
 def test_it_is_loaded_as_soon_as_it_is_configured() -> None:
     table = bench(far("far"))
     assert table.state("far") is State.READY
+    reasons = [step.reason for step in table.core.snapshot("far").history]
+    assert reasons == ["a server elsewhere has it"] * 2, "nobody has asked to load it, and nobody has loaded it"
     assert table.request("far").lease is not None
 
 

@@ -113,10 +113,12 @@ def header(out: CliOutput, status: dict[str, Any], *, named: bool) -> str:
     """One line of totals: version, uptime, loaded models, memory, waiting requests; of `named` models nothing else."""
     scheduler = status.get("scheduler") or {}
     models = status.get("models") or []
-    loaded = sum(1 for m in models if m["state"] in ("ready", "draining"))
+    own = [m for m in models if not elsewhere(m)]
+    loaded = sum(1 for m in own if m["state"] in ("ready", "draining"))
     parts = [f"up {span(status.get('uptime'))}"]
     if not named:
-        parts.append(f"{loaded} of {len(models)} loaded")
+        parts.append(f"{loaded} of {len(own)} loaded")
+        parts += [f"{len(models) - len(own)} elsewhere"] if len(own) < len(models) else []
         parts.append(share(sum(map(taken, models)), scheduler.get("memory_limit")))
         parts.append(f"{scheduler.get('queue') or 0} waiting")
     if status.get("state") not in (None, "running"):
@@ -162,7 +164,13 @@ def share(used: int | None, limit: int | None) -> str:
 
 def row(model: dict[str, Any], mark: str) -> tuple[str, ...]:
     name = model["name"] + (" (pinned)" if model.get("pin") else "")
-    return name, model["state"] + mark, memory(model), device(model), idle(model), str(model.get("queue") or 0)
+    state = "elsewhere" if elsewhere(model) and model["state"] == "ready" else model["state"]
+    return name, state + mark, memory(model), device(model), idle(model), str(model.get("queue") or 0)
+
+
+def elsewhere(model: dict[str, Any]) -> bool:
+    """Does another machine have it? Then it is not loaded here, and is never asked to be."""
+    return bool(model.get("engine") == "remote")
 
 
 def taken(model: dict[str, Any]) -> int:
