@@ -50,7 +50,7 @@ END_MARGIN = 15.0  # s for all the rest of an end
 
 async def serve(roots: Roots, homes: MakeHomes | None = None) -> None:
     """One daemon from its first to its last moment. StartError when it cannot begin."""
-    config, problems = check(roots.config_file, roots.home)
+    config, problems = check(roots.config_file, roots.home, os.environ)
     if config is None:
         config = LastGood(roots).load()
     if config is None:
@@ -396,7 +396,7 @@ class Daemon:
         A program that is not there would replace models that run by ones that cannot.
         """
         roots = self._parts.roots
-        config, problems = check(roots.config_file, roots.home)
+        config, problems = check(roots.config_file, roots.home, os.environ)
         if config is not None and (gone := vanished(self._config, config, roots.config_file)):
             return None, [gone, *problems]
         if config is not None and (lost := list(lost_programs(self._config, config))):

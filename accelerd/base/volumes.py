@@ -104,6 +104,16 @@ def look(paths: Iterable[str], within: float = PATIENCE) -> dict[str, Seen | NoA
     return _found(wanted)
 
 
+def which(name: str, path: str, within: float = PATIENCE) -> str | None:
+    """A program on PATH, whose folders on volumes that do not answer are left out. Blocking."""
+    import shutil  # here, because few ask
+
+    folders = [folder for folder in path.split(os.pathsep) if folder]
+    seen = look(folders, within)
+    there = [folder for folder in folders if not isinstance(seen[folder], NoAnswer)]
+    return shutil.which(name, path=os.pathsep.join(there))
+
+
 def check(paths: Iterable[str], within: float = PATIENCE) -> None:
     """NoAnswer if the volume of one of the paths has not answered for so many seconds. Blocks for no longer."""
     _raise(look(paths, within))

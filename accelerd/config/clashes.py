@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 
 from accelerd.config import units
-from accelerd.config.command import presets
+from accelerd.config.command import PLACEHOLDERS, placeholders, presets
 from accelerd.config.model import BUILT_IN, FINE_SETTINGS, ModelSpec
 from accelerd.config.resolve import DEFAULTS
 
@@ -18,6 +18,7 @@ Clash = tuple[str, str, str]  # a setting, what is wrong with it, and the one th
 
 def clashes(spec: ModelSpec, wrong: Collection[str | int] = ()) -> Iterator[Clash]:
     """`wrong`: keys with an invalid value."""
+    yield from of_another_engine(spec)
     if spec.elsewhere:
         return
     yield from _consistent(spec)
@@ -104,18 +105,48 @@ def _divided(spec: ModelSpec) -> Iterator[Clash]:
         yield "tensor_split", text, "split_mode"
 
 
-# Settings that only llama-server supports.
-LLAMA_SERVER_ONLY = (
-    "cache_type_k", "cache_type_v", "flash_attention", "mmap", "gpu_layers", "batch", "ubatch", "threads", "gpus",
-    "mmproj", "draft_model", "chat_template_file", "prompt_cache", *FINE_SETTINGS,
+OWNED = ("llama-server", "flm", "lemonade", "command")  # engines whose processes are here
+# Of the settings of any model, what does something where a server elsewhere runs it.
+OF_REMOTE_MODELS = frozenset(
+    ("engine", "model", "description", "aliases", "hidden_aliases", "unlisted", "remote", "capabilities", "context",
+     "concurrency", "price")
 )  # fmt: skip
-
-
-# Of these, what other engines heed: Lemonade passes it on to its llama-servers.
-TOO: dict[str, tuple[str, ...]] = {
-    "lemonade": ("cache_type_k", "cache_type_v", "flash_attention", "mmap", "batch", "ubatch", "threads"),
-    "command": ("gpus",),
+# Which engines read a setting, where not all of those here do. Lemonade passes some on to its llama-servers.
+READ_BY: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("gpu_layers", "mmproj", "draft_model", "chat_template_file", "prompt_cache", *FINE_SETTINGS),
+        ("llama-server",),
+    ),
+    **dict.fromkeys(
+        ("cache_type_k", "cache_type_v", "flash_attention", "mmap", "batch", "ubatch", "threads"),
+        ("llama-server", "lemonade"),
+    ),
+    "gpus": ("llama-server", "command"),
+    "sampling": ("llama-server", "lemonade"),
+    "embeddings": ("llama-server", "flm", "lemonade"),
+    "rerank": ("llama-server", "flm", "lemonade"),
+    "transcription": ("llama-server", "flm", "lemonade"),  # of llama-server `_of_engine` says more
+    "command": ("command",),
+    "remote": ("remote",),
+    "capabilities": ("remote",),
 }
+SAY_THE_ENGINE = ("command", "remote")  # whoever writes these has forgotten `engine`
+
+
+def of_another_engine(spec: ModelSpec) -> Iterator[Clash]:
+    for field in SAY_THE_ENGINE:
+        if _written(spec, field) and (text := unread(spec, field)):
+            yield field, text, "engine"
+
+
+def unread(spec: ModelSpec, field: str) -> str:
+    """What to say of a setting that the model's engine does not read; empty: it reads it."""
+    readers = READ_BY.get(field, OWNED)
+    if spec.engine in readers or (spec.elsewhere and field in OF_REMOTE_MODELS):
+        return ""
+    words = [f'"{one}"' for one in readers]
+    named = f"{', '.join(words[:-1])} or {words[-1]}" if words[1:] else words[0]
+    return f'has no effect with engine = "{spec.engine}" ({spec.origin("engine")}); it is read with engine = {named}'
 
 
 def _of_engine(spec: ModelSpec, wrong: Collection[str | int]) -> Iterator[Clash]:
@@ -148,6 +179,10 @@ def _of_command(spec: ModelSpec) -> Iterator[Clash]:
         yield "engine", f"set command.{missing}, or command.preset to one of {known}", ""
     elif len(command.placeholders & {"port", "socket"}) != 1:
         yield "command", "argv needs {port} or {socket}: where the program shall listen", ""
+    elif placeholders(command.argv[0]):
+        yield "command", f"the first word of argv is a program, not {command.argv[0]}: write its name or path", ""
+    if (key := command.has("context")) and not isinstance(spec.context, int):
+        yield "command", f"set context = … to a number, too: {{context}} in {key} is replaced by it", ""
     if command.key_env is not None and "key_file" in command.placeholders:
         yield "command", "set either key_env or {key_file} in argv, not both", ""
     if command.probe_body is not None and command.probe_path is None:
@@ -181,37 +216,36 @@ def _at_home(spec: ModelSpec, wrong: Collection[str | int]) -> Iterator[Clash]:
                 yield field, text, ""
 
 
-# Of the settings of any model, what does something where a server elsewhere runs it.
-OF_REMOTE_MODELS = frozenset({
-    "engine", "model", "description", "aliases", "hidden_aliases", "unlisted", "remote", "capabilities", "context",
-    "concurrency", "price",
-})  # fmt: skip
-
-
 def without_effect(spec: ModelSpec) -> Iterator[tuple[str, str]]:
     """Settings that require a systemd unit, and settings that the engine does not support."""
+    for field in spec.origins:
+        usual = "." not in field and field not in SAY_THE_ENGINE
+        if usual and _written(spec, field) and (text := unread(spec, field)):
+            yield field, text
     if spec.elsewhere:
-        for field in spec.origins:
-            if field.partition(".")[0] == field and field not in OF_REMOTE_MODELS and _written(spec, field):
-                yield field, f'has no effect with engine = "remote" ({spec.origin("engine")})'
         return
-    for field in ("remote", "capabilities"):
-        if _written(spec, field):
-            yield field, 'has no effect without engine = "remote"'
-    if spec.engine != "llama-server":
-        for field in LLAMA_SERVER_ONLY:
-            if _written(spec, field) and field not in TOO.get(spec.engine, ()):
-                yield field, f'has no effect with engine = "{spec.engine}" ({spec.origin("engine")})'
-    else:
+    if spec.engine == "llama-server":
         for field, needed, what in WITHOUT_EFFECT_ALONE:
             if _written(spec, field) and not needed(spec):
                 yield field, f"has no effect without {what}"
+    if spec.engine == "command":
+        yield from _not_filled(spec)
     if spec.home == "child":
         for field in UNIT_SETTINGS:
             if _written(spec, field):
                 yield field, f'has no effect with home = "child" ({spec.origin("home")})'
         if spec.survive and _written(spec, "survive"):
             yield "survive", f'a model with home = "child" ({spec.origin("home")}) always stops with accelerd'
+
+
+def _not_filled(spec: ModelSpec) -> Iterator[tuple[str, str]]:
+    """Placeholders where they are none."""
+    for name, value in spec.env:
+        if known := set(placeholders(value)) & set(PLACEHOLDERS):
+            yield f"env.{name}", f"{{{min(known)}}} is not replaced here; write the variable in command.environment"
+    for word in spec.extra_args:
+        if known := set(placeholders(word)) & set(PLACEHOLDERS):
+            yield "extra_args", f"{{{min(known)}}} is not replaced here; write the argument in command.argv"
 
 
 def _fits_context(spec: ModelSpec) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -18,27 +18,48 @@ import msgspec
 
 from accelerd.config import values as toml
 from accelerd.config.keys import array, key
+from accelerd.config.problems import closest
 
 CommandTask = Literal[
     "chat", "completions", "embeddings", "rerank", "transcription", "speech", "images", "messages", "responses",
     "tools", "vision", "audio", "ollama",
 ]  # fmt: skip
-PLACEHOLDER: Final = re.compile(r"\{([a-z_]+)\}")
+_BRACED: Final = re.compile(r"\{\{([A-Za-z_]\w*)\}\}|\{([A-Za-z_]\w*)\}", re.ASCII)  # a literal one, a placeholder
 PLACEHOLDERS: Final = ("port", "socket", "model", "name", "key_file", "context", "parallel")
+IN_REQUESTS: Final = ("name", "model")
 
 
-def _argument(value: str) -> str:
-    for name in PLACEHOLDER.findall(value):
-        if name not in PLACEHOLDERS:
-            raise ValueError(f"one of the placeholders {', '.join('{' + one + '}' for one in PLACEHOLDERS)}")
-    return value
+def placeholders(text: str) -> list[str]:
+    """The names in braces. Doubled braces and others, such as those of JSON, stand for themselves."""
+    return [found[2] for found in _BRACED.finditer(text) if found[2]]
+
+
+def filled(text: str, given: Mapping[str, str]) -> str:
+    """With values in place of placeholders, and {{x}} as {x}."""
+    return _BRACED.sub(lambda found: "{" + found[1] + "}" if found[1] else given[found[2]], text)
+
+
+def _with(known: Sequence[str], check: toml.Parse = str) -> toml.Parse:
+    """Refuses other placeholders than these; ValueError with what completes "expected …"."""
+
+    def checked(value: str) -> Any:
+        for name in placeholders(value):
+            if name not in known:
+                there_are = ", ".join(f"{{{one}}}" for one in known)
+                hint = f"did you mean {{{near}}}? " if (near := closest(name, known)) else ""
+                dollar = "there is no $ before them; " if f"${{{name}}}" in value else ""
+                literal = f"({hint}{dollar}a literal {{{name}}} is written {{{{{name}}}}})"
+                raise ValueError(f"one of the placeholders {there_are} in place of {{{name}}} {literal}")
+        return check(value)
+
+    return checked
 
 
 def _variable(value: str) -> str:
     name, equals, _ = value.partition("=")
     if not equals or not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
         raise ValueError('NAME=VALUE, such as "OLLAMA_HOST=127.0.0.1:{port}"')
-    return _argument(value)
+    return value
 
 
 @dataclass(frozen=True)
@@ -49,14 +70,14 @@ class CommandSettings:
         toml.TextLine, None, 'A program that accelerd knows, such as "whisper.cpp"; see docs/engines.md.'
     )
     argv: tuple[str, ...] = key(
-        array(toml.placeholders(_argument)),
+        array(toml.argument(_with(PLACEHOLDERS))),
         (),
         "The program and its arguments, one string each, without a shell. {port} or {socket} is where it shall listen, "
         "{model} the file of `path` or the name of `model`; {name}, {context}, {parallel} and {key_file} can be used, "
-        "too.",
+        "too. {{x}} is literally {x}.",
     )
     environment: tuple[str, ...] = key(
-        array(toml.placeholders(_variable)),
+        array(toml.argument(_with(PLACEHOLDERS, _variable))),
         (),
         'Variables with placeholders, such as "OLLAMA_HOST=127.0.0.1:{port}"; all others are written in `env`.',
     )
@@ -75,7 +96,7 @@ class CommandSettings:
         array(toml.PathPair), (), 'Paths that differ from OpenAI\'s, such as "/v1/rerank=/rerank".'
     )
     served_name: str | None = key(
-        toml.TextLine,
+        toml.line(_with(IN_REQUESTS)),
         None,
         "What requests must have in the field model; {name} and {model} can be used. Default: what clients write.",
     )
@@ -85,12 +106,12 @@ class CommandSettings:
         toml.UrlPath, None, "A path that answers one tiny request only if the model works; asked before it is ready."
     )
     probe_body: str | None = key(
-        toml.JsonText,
+        toml.json_text(_with(PLACEHOLDERS)),
         None,
         "The JSON body of that request, with placeholders as in `argv`. Default: it is asked with GET.",
     )
     not_found_hint: str | None = key(
-        toml.TextLine,
+        toml.line(_with(PLACEHOLDERS)),
         None,
         'What to do if it answers that request with status 404, such as "run: ollama pull {model}".',
     )
@@ -105,13 +126,14 @@ class CommandSettings:
 
     @property
     def placeholders(self) -> frozenset[str]:
-        return frozenset(name for word in (*self.argv, *self.environment) for name in PLACEHOLDER.findall(word))
+        """Of its command line and its environment."""
+        return frozenset(name for word in (*self.argv, *self.environment) for name in placeholders(word))
 
-    @property
-    def needs_model(self) -> bool:
-        """Is it nothing without `path` or `model`?"""
-        words = (*self.argv, *self.environment, self.served_name or "", self.probe_body or "")
-        return any("{model}" in word for word in words)
+    def has(self, placeholder: str) -> str:
+        """The first key that has this placeholder; empty: none."""
+        texts = (("argv", self.argv), ("environment", self.environment), ("served_name", (self.served_name or "",)))
+        more = (("probe_body", (self.probe_body or "",)), ("not_found_hint", (self.not_found_hint or "",)))
+        return next((key for key, words in (*texts, *more) for word in words if placeholder in placeholders(word)), "")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,13 +44,23 @@ def load(config_file: Path, home: Path) -> Config:
     return config
 
 
-def check(config_file: Path, home: Path) -> tuple[Config | None, list[Problem]]:
-    """Like `load`, but mistakes and warnings come back as a list; no Config when there is an error."""
-    return evaluate(read(config_file), config_file, home, with_warnings=True)
+def check(
+    config_file: Path, home: Path, environ: Mapping[str, str] | None = None
+) -> tuple[Config | None, list[Problem]]:
+    """Like `load`, but mistakes and warnings come back as a list; no Config when there is an error.
+
+    `environ`: of the daemon. Others do not know what systemd has given it.
+    """
+    return evaluate(read(config_file), config_file, home, with_warnings=True, environ=environ)
 
 
 def evaluate(
-    files: Sequence[Source], config_file: Path, home: Path, *, with_warnings: bool
+    files: Sequence[Source],
+    config_file: Path,
+    home: Path,
+    *,
+    with_warnings: bool,
+    environ: Mapping[str, str] | None = None,
 ) -> tuple[Config | None, list[Problem]]:
     """The configuration from files that were already read."""
     base = PathBase(str(home.absolute()), str(config_file.parent.absolute()))
@@ -75,7 +85,7 @@ def evaluate(
         config = resolve.resolve(tables, tuple(files), clashes.unfit)
         problems += rules.errors(entries, tables, config)
         if with_warnings:
-            problems += rules.warnings(entries, tables, config)
+            problems += rules.warnings(entries, tables, config, environ)
     problems = _in_order(problems, [source.name for source in files])
     failed = any(problem.severity == "error" for problem in problems)
     return (None if failed else config), problems

@@ -6,6 +6,7 @@ Pure data, as config/model.py is. A remote's URL is the operator's alone: no cli
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -55,6 +56,21 @@ class Remote:
     connect_timeout: float = key(toml.Duration, 10.0, "Time limit for connecting, TLS included.")
     first_byte_timeout: float = key(toml.Duration, 300.0, "Time limit until it begins to answer.")
     stall_timeout: float = key(toml.Duration, 120.0, "Time limit for each pause while it answers.")
+
+    @property
+    def key_header(self) -> str:
+        """The header that its key is sent in."""
+        return "x-api-key" if self.api == "anthropic" else "Authorization"
+
+    @property
+    def in_the_clear(self) -> bool:
+        """Can others read on the way what is sent to it?"""
+        host = urlsplit(self.url).hostname or ""
+        try:
+            here = ip_address(host).is_loopback
+        except ValueError:
+            here = host == "localhost" or host.endswith(".localhost")
+        return self.url.startswith("http:") and not here
 
     def address(self, path: str) -> str:
         """The URL of a path: "/v1/chat/completions" of OpenAI's or Anthropic's API, or "/api/tags" of Ollama's."""

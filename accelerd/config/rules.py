@@ -1,23 +1,20 @@
 """Checks that involve several keys: each rule looks at the resolved configuration and yields the problems it finds.
 
 Owns unique names, mutually exclusive keys, references, and the safety of addresses and of arguments for engines.
-`warnings` and `lost_programs` also look at the file system. Must never change anything.
+`warnings` and `lost_programs` also look at the file system, by on_disk.py. Must never change anything.
 """
 
 from __future__ import annotations
 
-import errno
 import itertools
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from accelerd.base import volumes
 from accelerd.base.errors import AccelError
 from accelerd.base.model_source import Source
-from accelerd.config import flags, key_file, units
-from accelerd.config.clashes import clashes, without_effect
+from accelerd.config import flags, key_file, on_disk, units
+from accelerd.config.clashes import clashes, of_another_engine, without_effect
 from accelerd.config.command import presets
 from accelerd.config.complexity import TIERS
 from accelerd.config.model import BUILT_IN, Config, ModelSpec, Origin, Route
@@ -27,8 +24,6 @@ from accelerd.config.problems import Problem, Severity, did_you_mean, key_text
 from accelerd.config.resolve import CACHE_TYPES, ConfigTables
 from accelerd.config.routes import Deployment, cycle_from
 from accelerd.config.walk import INVALID, TABLE, ConfigEntries, ConfigEntry
-
-DISK_PATIENCE: Final = 0.3  # s that a volume has to answer: a start and a reload wait for it
 
 
 def errors(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Iterator[Problem]:
@@ -52,8 +47,13 @@ def errors(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Iter
     yield from _backoff(config)
 
 
-def warnings(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Iterator[Problem]:
-    """Probable mistakes: missing files, models that never fit, flags that have their own setting."""
+def warnings(
+    entries: ConfigEntries, tables: ConfigTables, config: Config, environ: Mapping[str, str] | None
+) -> Iterator[Problem]:
+    """Probable mistakes: missing files, models that never fit, flags that have their own setting.
+
+    `environ`: of the daemon, if this is it.
+    """
     literal = "is passed unchanged: ~ and $ are not expanded"
     for path, file, line, argument in _arguments(entries):
         if advice := flags.better(argument):
@@ -63,22 +63,30 @@ def warnings(entries: ConfigEntries, tables: ConfigTables, config: Config) -> It
     for path, entry in _variables(entries):
         if entry.usable and flags.unexpanded(str(entry.value)):
             yield _problem(entry, path, literal, "warning")
+    for path, entry in entries.items():
+        if path[-2:] in (("command", "argv"), ("command", "environment")):
+            for index, (word, line) in enumerate(entry.items):
+                first = index == 0 and path[-1] == "argv"  # ~/ is expanded there
+                if not first and word is not INVALID and flags.unexpanded(word.partition("=")[2] or word):
+                    yield Problem(entry.file, line, key_text((*path, index)), literal, "warning")
     for key in sorted(frozenset.intersection(*tables.unfit.values())) if tables.unfit else ():
         path = ("defaults", *_written_as(key))
         yield _problem(
             entries[path], path, "applies to no model: each has a setting that it does not go with", "warning"
         )
     # All at once, for each volume in one process. What lies on one that does not answer is only a warning.
-    volumes.look((path for spec in config.models.values() for _, path in named_files(spec)), DISK_PATIENCE)
+    volumes.look((path for spec in config.models.values() for _, path in named_files(spec)), on_disk.PATIENCE)
     limit = config.scheduler.memory
     yield from _of_models(
         config,
-        lambda spec: (*_files(spec), *without_effect(spec), *_fits(spec, limit), *_same_container(spec, config)),
+        lambda spec: (*without_effect(spec), *on_disk.files(spec), *_fits(spec, limit), *_same_container(spec, config)),
         "warning",
     )
-    yield from _unsafe_remotes(config)
+    for path, text in on_disk.remotes(config, environ):
+        origin = config.origins.get(".".join(path), BUILT_IN)
+        yield Problem(origin.file or "", origin.line, key_text(path), text, "warning")
     for engine, program in _programs(config).items():
-        if reason := _file_reason(program, program=True):
+        if reason := on_disk.file_reason(program, program=True):
             yield _global(config, f"engines.{engine}.binary", reason, "warning")
 
 
@@ -88,7 +96,7 @@ def lost_programs(before: Config, now: Config) -> Iterator[Problem]:
     def check(spec: ModelSpec) -> Iterator[tuple[str, str]]:
         old = before.models.get(spec.name)
         changed = old is not None and not spec.contained and spec.binary != old.binary
-        if changed and (reason := _file_reason(spec.binary, program=True)):
+        if changed and (reason := on_disk.file_reason(spec.binary, program=True)):
             yield "binary", reason
 
     yield from _of_models(now, check)
@@ -96,7 +104,7 @@ def lost_programs(before: Config, now: Config) -> Iterator[Problem]:
     for engine, program in _programs(now).items():
         users = [spec for spec in now.models.values() if spec.engine == engine and not (spec.binary or spec.contained)]
         changed = program != earlier[engine] and any(spec.name in before.models for spec in users)
-        if changed and (reason := _file_reason(program, program=True)):
+        if changed and (reason := on_disk.file_reason(program, program=True)):
             yield _global(now, f"engines.{engine}.binary", reason)
 
 
@@ -126,7 +134,7 @@ def _of_models(
 def _written_as(field: str) -> KeyPath:
     """A field of ModelSpec as it is written in a table."""
     key = next((key for key, start in CACHE_TYPES.items() if field in (f"{start}_k", f"{start}_v")), None)
-    return (key, field[-1]) if key else (field,)
+    return (key, field[-1]) if key else tuple(field.split("."))
 
 
 def _arguments(entries: ConfigEntries) -> Iterator[tuple[KeyPath, str, int | None, str]]:
@@ -145,7 +153,7 @@ def _variables(entries: ConfigEntries) -> Iterator[tuple[KeyPath, ConfigEntry]]:
 def _one_source(entries: ConfigEntries, name: str, spec: ModelSpec | None) -> Iterator[Problem]:
     table: KeyPath = ("models", name)
     path, model = entries.get((*table, "path")), entries.get((*table, "model"))
-    if entries[table].value is not TABLE:
+    if entries[table].value is not TABLE or (spec is not None and any(of_another_engine(spec))):
         return
     if spec is not None and spec.engine == "command":
         yield from _source_of_command(entries, table, spec)
@@ -177,8 +185,9 @@ def _source_of_command(entries: ConfigEntries, table: KeyPath, spec: ModelSpec) 
         origin = spec.origin("command.preset")
         text = f"there is no preset '{command.preset}'{hint}"
         yield Problem(origin.file or "", origin.line, key_text((*table, "command", "preset")), text)
-    elif command.needs_model and not given:
-        yield _problem(entries[table], table, 'set path = "…" (a file) or model = "…": {model} in command needs it')
+    elif (key := command.has("model")) and not given:
+        text = f'set path = "…" (a file) or model = "…": {{model}} in command.{key} needs it'
+        yield _problem(entries[table], table, text)
     elif len(given) == 2:
         yield _problem(entries[*table, "model"], (*table, "model"), "set either path or model, not both")
 
@@ -346,20 +355,6 @@ def _remotes(entries: ConfigEntries, tables: ConfigTables, config: Config) -> It
             yield _problem(both, (*path, "credential"), "set either key_file or credential, not both")
 
 
-def _unsafe_remotes(config: Config) -> Iterator[Problem]:
-    """What would fail at the first request, or tell others a key. It must not keep the rest from being served."""
-    for name, remote in config.remotes.items():
-        keyed = remote.key_file is not None or remote.credential is not None
-        host = urlsplit(remote.url).hostname or ""
-        if keyed and remote.url.startswith("http:") and host not in ("localhost", "127.0.0.1", "::1"):
-            text = "the key is sent to this address without encryption; use https:// if the server has it"
-            yield _global(config, f"remotes.{name}.url", text, "warning")
-        if remote.key_file is not None and (reason := key_file.read(remote.key_file)[1]):
-            yield _global(config, f"remotes.{name}.key_file", reason, "warning")
-        if remote.ca_file is not None and (unusable := _file_reason(remote.ca_file, program=False)):
-            yield _global(config, f"remotes.{name}.ca_file", unusable, "warning")
-
-
 def _listening(entries: ConfigEntries, config: Config) -> Iterator[Problem]:
     server = config.server
     entry = entries.get(("server", "listen"))
@@ -390,12 +385,6 @@ def _backoff(config: Config) -> Iterator[Problem]:
         yield _global(config, f"scheduler.{key}", f"backoff_initial ({first}) is longer than backoff_max ({cap})")
 
 
-def _files(spec: ModelSpec) -> Iterator[tuple[str, str]]:
-    for field, path in named_files(spec):
-        if reason := _file_reason(path, program=field == "binary"):
-            yield field, reason
-
-
 def _fits(spec: ModelSpec, limit: int | None) -> Iterator[tuple[str, str]]:
     if spec.memory is not None and limit is not None and spec.memory > limit:
         size, most = units.format_size(spec.memory), units.format_size(limit)
@@ -409,23 +398,6 @@ def _same_container(spec: ModelSpec, config: Config) -> Iterator[tuple[str, str]
             "container",
             f"{other.name} is the same container: the two take turns; `aliases` gives one model more names",
         )
-
-
-def _file_reason(value: str | None, *, program: bool) -> str | None:
-    if value is None or not value.startswith("/"):
-        return None
-    (seen,) = volumes.look([value], DISK_PATIENCE).values()
-    if isinstance(seen, volumes.NoAnswer):
-        return f"cannot access {value}: {seen.strerror}"
-    if seen.error in (errno.ENOENT, errno.ENOTDIR):
-        return f"no such file: {value}"
-    if seen.error:
-        return f"cannot access {value}: {os.strerror(seen.error)}"
-    if seen.is_dir:
-        return f"expected a file, found a directory: {value}"
-    if not (seen.runnable if program else seen.readable):
-        return f"cannot {'run' if program else 'read'} {value}: permission denied"
-    return None
 
 
 def _where(entry: ConfigEntry) -> str:

@@ -141,9 +141,19 @@ def _json(value: str) -> str:
     return value
 
 
-def placeholders(check: Parse) -> Any:
-    """The type of an argument in which only the placeholders that `check` knows may stand."""
-    return Annotated[str, _type("a string: one argument", lambda value: check(_no_nul(value)))]
+def argument(check: Parse) -> Any:
+    """The type of an argument, which `check` looks at and may not be quoted back: it may have a key in it."""
+    return Annotated[str, _type("a string: one argument", lambda value: check(_no_nul(value)), secret=True)]
+
+
+def line(check: Parse) -> Any:
+    """The type of a text on one line that `check` looks at."""
+    return Annotated[str, _type("a text on one line", lambda value: check(_one_line(value)))]
+
+
+def json_text(check: Parse) -> Any:
+    """The type of a text in JSON that `check` looks at."""
+    return Annotated[str, _type("a text in JSON", lambda value: check(_json(value)))]
 
 
 def text(expects: str, parse: Parse) -> Any:
@@ -325,9 +335,12 @@ Argument = Annotated[str, _type("a string: one argument", _no_nul, secret=True)]
 EnvName = _text("[A-Za-z_][A-Za-z0-9_]*", "a variable's name of letters, digits and _", json=True)
 EnvValue = Annotated[str, _type("a string", _no_nul, secret=True)]
 TextLine = Annotated[str, _type("a text on one line", _one_line)]
-UrlPath = _text(r"/[\x21-\x7e]{0,255}", 'a path such as "/health"')
-PathPair = _text(r"/v1/[a-z0-9/_-]{1,64}=/[\x21-\x7e]{0,255}", 'a pair such as "/v1/rerank=/rerank"')
-JsonText = Annotated[str, _type("a text in JSON", _json)]
+_URL_PATH: Final = r"/[\x21-z|~]{0,255}"  # without braces
+UrlPath = _text(_URL_PATH, 'a path such as "/health", without placeholders and other braces')
+PathPair = _text(
+    rf"/v1/[a-z0-9/_-]{{1,64}}={_URL_PATH}",
+    'a pair such as "/v1/rerank=/rerank", without placeholders and other braces',
+)
 CacheType = Annotated[str, _type(CACHE_TYPE, _cache_type)]
 SpecTypes = Annotated[str | list[str], _type(_SPEC_TYPE, _spec_type)]
 OnOffAuto = Annotated[bool | Literal["on", "off", "auto"], Meta(extra={"parse": _on_off})]

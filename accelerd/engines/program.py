@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 import resource
-import shutil
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -45,7 +44,7 @@ def find(wanted: str, environ: Mapping[str, str], hint: str, extra_dirs: Sequenc
     AccelError('model_failed').
     """
     if "/" not in wanted:
-        found = which(wanted, os.pathsep.join([environ.get("PATH", os.defpath), *map(str, extra_dirs)]))
+        found = volumes.which(wanted, os.pathsep.join([environ.get("PATH", os.defpath), *map(str, extra_dirs)]))
         if found is None:
             places = "PATH" + "".join(f" and not in {d}" for d in extra_dirs)
             fail(Cause.NO_PROGRAM, f"cannot find the program {wanted}: it is not on {places}", hint)
@@ -65,14 +64,6 @@ def find(wanted: str, environ: Mapping[str, str], hint: str, extra_dirs: Sequenc
     if not os.access(path, os.X_OK):
         fail(Cause.NO_PROGRAM, f"cannot run {path}: it is not executable (chmod +x helps if it is a program)")
     return path
-
-
-def which(name: str, path: str) -> str | None:
-    """A program on PATH, whose folders on volumes that do not answer are left out. Blocking."""
-    folders = [folder for folder in path.split(os.pathsep) if folder]
-    seen = volumes.look(folders)
-    there = [folder for folder in folders if not isinstance(seen[folder], volumes.NoAnswer)]
-    return shutil.which(name, path=os.pathsep.join(there))
 
 
 def local(path: str, env: Mapping[str, str], within: float, drivers: frozenset[str] = frozenset()) -> Program:

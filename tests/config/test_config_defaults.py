@@ -77,5 +77,6 @@ def test_a_default_without_effect_on_some_model_is_no_warning(home: Home) -> Non
     found = home.warnings(f"[defaults]\nkv_cache_type = 'q8_0'\nmmap = false\n{NPU}")
     assert found == []
     assert home.warnings(f"{NPU}mmap = false\n") == [
-        'accelerd.toml:4: warning: models.npu.mmap: has no effect with engine = "flm" (model (accelerd.toml:2))'
+        'accelerd.toml:4: warning: models.npu.mmap: has no effect with engine = "flm" (model (accelerd.toml:2)); '
+        'it is read with engine = "llama-server" or "lemonade"'
     ]

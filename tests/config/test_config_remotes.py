@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from accelerd.config import check
 from accelerd.config.diff import diff
 from accelerd.config.model import Price
 from accelerd.config.show import show
 from tests.config.config_home import Home
+from tests.harness import ROOT
 
 MAC = '[remotes.mac]\nurl = "https://mac.lan:1234/v1"\n'
 BIG = '[models.big]\nengine = "remote"\nremote = "mac"\nmodel = "qwen3-30b"\n'
@@ -91,3 +93,91 @@ def test_a_key_that_others_can_read_keeps_nothing_from_being_served(home: Home) 
     assert "chmod 600" in said["remotes.mac.key_file"]
     assert "without encryption" in said["remotes.mac.url"]
     assert "no such file" in said["remotes.mac.ca_file"]
+
+
+def say(home: Home, text: str, environ: dict[str, str] | None = None) -> dict[str, str]:
+    """The warnings, by key. There are no mistakes."""
+    home.write(text + BIG)
+    config, problems = check(home.main, home.path, environ)
+    assert config is not None
+    return {one.key: one.message for one in problems}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "contains no key"),
+        (b"# mine\n\n", "contains no key"),
+        (b"sk-hunter2\x1b[31m\n", "line 1 of {} has control characters"),
+        (b"# mine\nsk-hun\rter2\n", "line 2 of {} has control characters"),
+        (b"sk-hunter2\x00\n", "line 1 of {} has control characters"),
+        ("sk-hünter2\n".encode(), "has spaces or letters"),
+        (b"Bearer sk-hunter2\n", "has spaces or letters"),
+        (b"sk-hunter2\nsk-hunter3\n", "has 2 keys; only the first is used"),
+    ],
+)
+def test_a_key_that_cannot_be_sent_is_told_and_not_printed(home: Home, content: bytes, says: str) -> None:
+    path = home.write(content, "mac.key")
+    said = say(home, MAC + f'key_file = "{path}"\n')
+    assert says.format(path) in said["remotes.mac.key_file"]
+    assert str(path) in said["remotes.mac.key_file"]
+    assert not any("hunter" in text or "\x1b" in text for text in said.values())
+
+
+def test_a_credential_without_systemd_is_told_by_the_daemon_alone(home: Home) -> None:
+    text = MAC + 'credential = "mac-key"\n'
+    assert say(home, text) == {}
+    assert "LoadCredential=mac-key:" in say(home, text, {})["remotes.mac.credential"]
+    environ = {"CREDENTIALS_DIRECTORY": str(home.folder)}
+    assert "no such file" in say(home, text, environ)["remotes.mac.credential"]
+    home.write("sk-1\n", "mac-key")
+    assert say(home, text, environ) == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "contains no certificate in PEM"),
+        (b"\x30\x82\x01", "contains no certificate in PEM"),
+        (b"-----BEGIN PRIVATE KEY-----\nMIIB\n-----END PRIVATE KEY-----\n", "it has a private key"),
+        (b"-----BEGIN CERTIFICATE-----\nMII\n-----END CERTIFICATE-----\n", "a certificate that is broken"),
+        (b"-----BEGIN CERTIFICATE-----\naGVsbG8=\n-----END CERTIFICATE-----\n", "a certificate that is broken"),
+    ],
+)
+def test_a_file_without_a_certificate_is_told(home: Home, content: bytes, says: str) -> None:
+    path = home.write(content, "ca.pem")
+    said = say(home, MAC + f'ca_file = "{path}"\n')["remotes.mac.ca_file"]
+    assert says in said
+    assert str(path) in said
+
+
+def test_certificates_that_can_be_used(home: Home) -> None:
+    for path in (ROOT / "tests/fakes/certificates").iterdir():
+        assert say(home, MAC + f'ca_file = "{path}"\n') == {}
+    assert "no TLS" in say(home, MAC.replace("https", "http") + f'ca_file = "{path}"\n')["remotes.mac.ca_file"]
+
+
+@pytest.mark.parametrize("host", ["mac.lan", "192.168.1.7", "[fd00::1]", "128.0.0.1"])
+@pytest.mark.parametrize("header", ["Authorization", "X-API-Key", "X-Auth-Token", "Cookie"])
+def test_headers_with_secrets_are_not_sent_in_the_clear(home: Home, host: str, header: str) -> None:
+    text = f'[remotes.mac]\nurl = "http://{host}:1/v1"\nheaders = {{{header} = "hunter2"}}\n'
+    (said,) = say(home, text).values()
+    assert said.startswith(f"the header {header} is sent to this address without encryption")
+    assert say(home, text.replace(header, "X-Team")) == {}
+    for here in ("localhost", "127.0.0.1", "127.8.9.1", "[::1]"):
+        assert say(home, text.replace(host, here)) == {}
+
+
+@pytest.mark.parametrize(("api", "header", "told"), [
+    ("openai", "authorization", True), ("openai", "x-api-key", False), ("anthropic", "X-Api-Key", True),
+    ("anthropic", "Authorization", False),
+])  # fmt: skip
+def test_a_header_in_place_of_the_key(home: Home, api: str, header: str, told: bool) -> None:
+    path = home.write("sk-1\n", "mac.key")
+    said = say(home, f'{MAC}api = "{api}"\nkey_file = "{path}"\nheaders = {{{header} = "x"}}\n')
+    assert (said == {f"remotes.mac.headers.{header}": "this is sent in place of the key, which has no effect"}) is told
+
+
+def test_names_with_dots_are_quoted(home: Home) -> None:
+    text = (MAC + 'ca_file = "/no"\n').replace("remotes.mac", 'remotes."mac.lan"')
+    assert list(say(home, text + '[remotes.mac]\nurl = "https://x"\n')) == ['remotes."mac.lan".ca_file']

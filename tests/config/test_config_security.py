@@ -243,6 +243,7 @@ def test_a_key_file_that_others_can_read_is_refused_with_the_remedy(home: Home, 
         (b"", "{} contains no key"),
         (b"# sk-hunter2\n \n", "{} contains no key"),
         (b"hunter2\xff", "cannot read {}: it is not UTF-8"),
+        (b"# two\nhunter2\nhunt\x7fer2\n", "line 3 of {} has control characters, which no key has; write it anew"),
     ],
 )
 def test_a_key_file_without_keys_is_a_mistake(home: Home, content: bytes | None, reason: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import pytest
 
 from accelerd.base.errors import AccelError
-from accelerd.config.command import PLACEHOLDER, PLACEHOLDERS, CommandSettings, of_preset, presets
+from accelerd.config.command import PLACEHOLDERS, CommandSettings, of_preset, placeholders, presets
 from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device
 from accelerd.engines.base import LaunchPlan, Task
@@ -69,6 +69,17 @@ def test_a_key_in_the_environment_is_not_shown(tmp_path: Path) -> None:
     assert not any("hf_1" in text or "5ec7e7" in text for text in shown)
 
 
+def test_a_probe_names_the_model_as_json_writes_it(tmp_path: Path) -> None:
+    model = spec(
+        tmp_path, "{port}", path=None, model='a"b', probe_path="/p", probe_body='{"m":"{model}","n":"{{name}}"}'
+    )
+    assert plan(model, tmp_path).probe_body == b'{"m":"a\\"b","n":"{name}"}'
+    assert (
+        engine().traits(spec(tmp_path, "{port}", model="m", path=None, served_name="{{x}}-{model}")).wire_name
+        == "{x}-m"
+    )
+
+
 @pytest.mark.parametrize("word", ["{model}", "--n={context}"])
 def test_a_placeholder_without_a_value_is_named(tmp_path: Path, word: str) -> None:
     with pytest.raises(AccelError, match=f"{{{word.partition('{')[2]}") as caught:
@@ -95,7 +106,7 @@ def test_a_missing_program_is_named(tmp_path: Path) -> None:
 
 
 def test_a_probe_has_what_the_model_is_called_as_json(tmp_path: Path) -> None:
-    probe = {"probe_path": "/load", "probe_body": '{"model": "{model}", "text": "{it}", "n": {}}'}
+    probe = {"probe_path": "/load", "probe_body": '{"model": "{model}", "text": "{{it}}", "n": {}}'}
     made = plan(
         spec(tmp_path, "{port}", path=None, model='a"b\\c', not_found_hint="run: pull {model}", **probe), tmp_path
     )
@@ -162,7 +173,7 @@ def test_a_preset_is_whole(name: str) -> None:
     assert settings == preset.settings
     assert settings.api
     assert set(settings.api) <= set(get_args(Task))
-    assert {found for word in settings.argv for found in PLACEHOLDER.findall(word)} <= set(PLACEHOLDERS)
+    assert {found for word in settings.argv for found in placeholders(word)} <= set(PLACEHOLDERS)
     assert len(settings.placeholders & {"port", "socket"}) == 1
     assert preset.source.startswith("https://")
     assert preset.version

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from accelerd.config.model import ModelSpec
 from accelerd.config.remotes import Remote
 from accelerd.engines.http import HttpError
 from accelerd.engines.remote import RemoteEngine
+from accelerd.engines.remote.client import RemoteClient, RemoteError
 from accelerd.engines.remote.remotes import Remotes
 from accelerd.engines.remote.state import RemoteModel, RemoteState, listed, ollama_list, ollama_shown
 
@@ -109,3 +111,23 @@ def test_remotes_are_asked_beside_requests_and_no_more_often_than_needed(api: An
         return remotes.count
 
     assert asyncio.run(play()) == asked
+
+
+@pytest.mark.parametrize("content", ["sk-hunter2\x1b[31m", "sk-hun\rter2", "", "sk hunter2", "sk-hünter2"])
+def test_a_key_that_no_header_can_have_is_not_sent(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "key"
+    path.write_text(content)
+    path.chmod(0o600)
+    client = RemoteClient(Remote("r", "http://127.0.0.1:9", key_file=str(path)), {})
+
+    async def play() -> None:
+        try:
+            await client.open()
+        finally:
+            await client.close()
+
+    with pytest.raises(RemoteError, match="the remote r: its key cannot be read") as caught:
+        asyncio.run(play())
+    assert not client.ready
+    assert str(path) in caught.value.detail
+    assert "hunter" not in str(caught.value) + caught.value.detail

@@ -16,7 +16,7 @@ from typing import Final
 from msgspec import Struct, field
 
 from accelerd.base.exits import Cause
-from accelerd.config.command import PLACEHOLDER, CommandSettings
+from accelerd.config.command import filled, placeholders
 from accelerd.config.model import ModelSpec
 from accelerd.devices.model import Device, usable
 from accelerd.engines.base import (
@@ -105,8 +105,8 @@ class Command(Engine):
             health_path=command.ready_path,
             health_status=command.ready_status,
             probe_path=command.probe_path or command.ready_path,
-            probe_body=_probe(command, given),
-            not_found_hint=_replaced(command.not_found_hint or "", given),
+            probe_body=_probe(spec, given),
+            not_found_hint=filled(command.not_found_hint or "", given),
             guarded=False,
             keyed=keyed,
             prove=command.probe_path is not None,
@@ -200,27 +200,23 @@ def _line(spec: ModelSpec, program: str, given: Mapping[str, str]) -> CommandLin
 
 def _filled(spec: ModelSpec, word: str, given: Mapping[str, str]) -> str:
     """AccelError('model_failed') for a placeholder without a value."""
-    for name in PLACEHOLDER.findall(word):
+    for name in placeholders(word):
         if not given[name]:
             fail(Cause.REFUSED, f"cannot start {spec.name}: {{{name}}} of its command has no value")
-    return _replaced(word, given)
+    return filled(word, given)
 
 
-def _replaced(text: str, given: Mapping[str, str]) -> str:
-    """What is no placeholder stays."""
-    return PLACEHOLDER.sub(lambda match: given.get(match[1], match[0]), text)
-
-
-def _probe(command: CommandSettings, given: Mapping[str, str]) -> bytes | None:
-    """The body of the probe; what is put into it stands within a JSON string."""
-    if command.probe_body is None:
+def _probe(spec: ModelSpec, given: Mapping[str, str]) -> bytes | None:
+    """The body with values as they are written in strings of JSON."""
+    body = spec.command.probe_body
+    if body is None:
         return None
-    return _replaced(command.probe_body, {name: json.dumps(value)[1:-1] for name, value in given.items()}).encode()
+    return _filled(spec, body, {name: json.dumps(value)[1:-1] for name, value in given.items()}).encode()
 
 
 def _served(spec: ModelSpec) -> str | None:
     name = spec.command.served_name
-    return name and name.replace("{name}", spec.name).replace("{model}", spec.model or spec.path or "")
+    return name and filled(name, {"name": spec.name, "model": spec.model or spec.path or ""})
 
 
 def _size(path: str) -> int:

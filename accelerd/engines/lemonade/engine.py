@@ -158,10 +158,10 @@ def read_key(path: str | None) -> str:
     """The file's first key; "" without a file. AccelError('model_failed'). Blocking."""
     if path is None:
         return ""
-    keys, trouble = key_file.read(path)
+    key, trouble = key_file.to_send(path)
     if trouble:
         fail(Cause.REFUSED, f"cannot read the key of the Lemonade Server (engines.lemonade.key_file): {trouble}")
-    return keys[0]
+    return key
 
 
 def _shown(body: Mapping[str, object]) -> list[str]:

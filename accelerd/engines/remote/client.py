@@ -14,7 +14,6 @@ import os
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from accelerd.base.decoding import from_json
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CREDENTIALS: Final = "CREDENTIALS_DIRECTORY"
 ANTHROPIC_VERSION: Final = "2023-06-01"
 LARGEST: Final = 8 << 20  # bytes of an answer to a question of our own
 # OpenSSL's numbers for what is wrong with a certificate: its texts name hosts.
@@ -121,19 +119,14 @@ class RemoteClient:
         """The headers of every request. RemoteError. Blocking."""
         remote = self.remote
         headers = {"User-Agent": "accelerd", "Accept-Encoding": "identity"}
-        path, self._key = key_path(remote, self._environ), ""
-        if path is not None:
-            keys, why = key_file.read(path)
-            if not why and not (keys[0].isascii() and keys[0].isprintable()):
-                why = f"{path} contains no key"
-            if why:
-                raise self.trouble("its key cannot be read", why)
-            self._key = keys[0]
+        self._key, why = key_of(remote, self._environ)
+        if why:
+            raise self.trouble("its key cannot be read", why)
         if remote.api == "anthropic":
             headers["anthropic-version"] = ANTHROPIC_VERSION
         if self._key:
-            bearer = remote.api != "anthropic"
-            headers |= {"Authorization": f"Bearer {self._key}"} if bearer else {"x-api-key": self._key}
+            bearer = "" if remote.api == "anthropic" else "Bearer "
+            headers[remote.key_header] = bearer + self._key
         own = {name.lower() for name, _ in remote.headers}
         return {name: value for name, value in headers.items() if name.lower() not in own} | dict(remote.headers)
 
@@ -262,12 +255,11 @@ class RemoteClient:
         return f"the exchange with it failed ({type(error).__name__})"
 
 
-def key_path(remote: Remote, environ: Mapping[str, str]) -> str | None:
-    """Where its key is; None: it has none."""
-    if remote.credential is None:
-        return remote.key_file
-    folder = environ.get(CREDENTIALS)
-    return str(Path(folder) / remote.credential) if folder else f"(no systemd credentials)/{remote.credential}"
+def key_of(remote: Remote, environ: Mapping[str, str]) -> tuple[str, str]:
+    """Its key, or "" and why it cannot be used; both empty: it has none. Blocking."""
+    if remote.credential is not None:
+        return key_file.of_credential(remote.credential, environ)
+    return key_file.to_send(remote.key_file) if remote.key_file is not None else ("", "")
 
 
 async def _reused(session: object, context: Any, params: object) -> None:

@@ -17,12 +17,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from accelerd.base import volumes
 from accelerd.base.cgroup import Cgroup
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import ContainerAccess, Endpoint, FixedServer, Tenancy
-from accelerd.engines.program import which
 from accelerd.supervise.process.processes import InstanceTag, Process
 
 OnOutput = Callable[[bytes], None]  # gets what it prints, stdout and stderr as one stream, on the loop's thread
@@ -50,7 +50,7 @@ def short_hash(text: str) -> str:
 
 def find_program(name: str, path: str | None) -> str:
     """The absolute path of a program by the child's own PATH. NoProgram. Blocking (file system)."""
-    found = which(name, path or os.defpath)
+    found = volumes.which(name, path or os.defpath)
     if found:
         return os.path.abspath(found)
     if "/" in name and os.path.isdir(name):
