@@ -412,7 +412,8 @@ class ServerSettings:
     default_fallbacks: tuple[str, ...] = key(
         array(toml.Name),
         (),
-        "Models and routes that answer, one after the other, what no model of what was asked for can answer.",
+        "Models and routes that answer, one after the other, what no model of what was asked for can answer. A variant "
+        "of a model that was asked for is not asked again.",
     )
     allowed_hosts: tuple[str, ...] = key(
         array(toml.Host),

@@ -1,14 +1,15 @@
 """Checks that involve several keys: each rule looks at the resolved configuration and yields the problems it finds.
 
-Owns unique names, mutually exclusive keys, references, and the safety of addresses and of arguments for engines.
-`warnings` and `lost_programs` also look at the file system, by on_disk.py. Must never change anything.
+Owns unique names, mutually exclusive keys, references of models, and the safety of addresses and of arguments for
+engines; route_rules.py checks routes. `warnings` and `lost_programs` also look at the file system, by
+on_disk.py. Must never change anything.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final
 
 from accelerd.base import volumes
 from accelerd.base.errors import AccelError
@@ -16,14 +17,13 @@ from accelerd.base.model_source import Source
 from accelerd.config import flags, key_file, on_disk, units
 from accelerd.config.clashes import clashes, of_another_engine, without_effect
 from accelerd.config.command import presets
-from accelerd.config.complexity import TIERS
-from accelerd.config.model import BUILT_IN, Config, ModelSpec, Origin, Route
+from accelerd.config.model import BUILT_IN, Config, ModelSpec, Origin
 from accelerd.config.named_files import named_files
 from accelerd.config.positions import KeyPath
 from accelerd.config.problems import Problem, Severity, did_you_mean, key_text
 from accelerd.config.resolve import CACHE_TYPES, ConfigTables
-from accelerd.config.routes import Deployment, cycle_from
-from accelerd.config.walk import INVALID, TABLE, ConfigEntries, ConfigEntry
+from accelerd.config.route_rules import default_model, idle_fallbacks, routes, variants_in
+from accelerd.config.walk import INVALID, TABLE, ConfigEntries, ConfigEntry, problem_at, where
 
 
 def errors(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Iterator[Problem]:
@@ -32,15 +32,15 @@ def errors(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Iter
         yield from _one_source(entries, name, config.models.get(name))
         yield from _profiles_exist(entries, tables, name)
     yield from _unique_names(entries, tables)
-    yield from _routes(entries, tables, config)
+    yield from routes(entries, tables, config)
     yield from _remotes(entries, tables, config)
-    yield from _default_model(entries, config)
+    yield from default_model(entries, config)
     for path, file, line, argument in _arguments(entries):
         if reason := flags.refused(argument):
             yield Problem(file, line, key_text(path), reason)
     for path, entry in _variables(entries):
         if reason := flags.refused_variable(str(path[-1])):
-            yield _problem(entry, path, reason)
+            yield problem_at(entry, path, reason)
     wrong = {path[-1] for path, entry in entries.items() if path and entry.value is INVALID}
     yield from _of_models(config, lambda spec: [clash[:2] for clash in clashes(spec, wrong)])
     yield from _listening(entries, config)
@@ -62,7 +62,7 @@ def warnings(
             yield Problem(file, line, key_text(path), literal, "warning")
     for path, entry in _variables(entries):
         if entry.usable and flags.unexpanded(str(entry.value)):
-            yield _problem(entry, path, literal, "warning")
+            yield problem_at(entry, path, literal, "warning")
     for path, entry in entries.items():
         if path[-2:] in (("command", "argv"), ("command", "environment")):
             for index, (word, line) in enumerate(entry.items):
@@ -71,7 +71,7 @@ def warnings(
                     yield Problem(entry.file, line, key_text((*path, index)), literal, "warning")
     for key in sorted(frozenset.intersection(*tables.unfit.values())) if tables.unfit else ():
         path = ("defaults", *_written_as(key))
-        yield _problem(
+        yield problem_at(
             entries[path], path, "applies to no model: each has a setting that it does not go with", "warning"
         )
     # All at once, for each volume in one process. What lies on one that does not answer is only a warning.
@@ -85,6 +85,7 @@ def warnings(
     for path, text in on_disk.remotes(config, environ):
         origin = config.origins.get(".".join(path), BUILT_IN)
         yield Problem(origin.file or "", origin.line, key_text(path), text, "warning")
+    yield from idle_fallbacks(entries, config)
     for engine, program in _programs(config).items():
         if reason := on_disk.file_reason(program, program=True):
             yield _global(config, f"engines.{engine}.binary", reason, "warning")
@@ -158,23 +159,23 @@ def _one_source(entries: ConfigEntries, name: str, spec: ModelSpec | None) -> It
     if spec is not None and spec.engine == "command":
         yield from _source_of_command(entries, table, spec)
     elif spec is not None and spec.elsewhere and path is None and model is None:
-        yield _problem(entries[table], table, 'set model = "…", the name that the remote has for it')
+        yield problem_at(entries[table], table, 'set model = "…", the name that the remote has for it')
     elif path is None and model is None and not (spec and spec.home == "container"):
-        yield _problem(
+        yield problem_at(
             entries[table], table, 'set path = "…" (a file) or model = "…" (of Hugging Face, or the engine\'s own name)'
         )
     elif spec is not None and spec.engine != "llama-server" and path is not None:
         text = f'{spec.engine} does not use model files; set model = "…" instead ({spec.origin("engine")})'
-        yield _problem(path, (*table, "path"), text)
+        yield problem_at(path, (*table, "path"), text)
     elif path is not None and model is not None:
-        yield _problem(
-            model, (*table, "model"), f"set either path or model, not both; path is set, too ({_where(path)})"
+        yield problem_at(
+            model, (*table, "model"), f"set either path or model, not both; path is set, too ({where(path)})"
         )
     elif spec is not None and spec.engine == "llama-server" and model is not None and model.usable:
         try:
             Source.parse(spec.model or "")
         except AccelError as error:
-            yield _problem(model, (*table, "model"), error.message)
+            yield problem_at(model, (*table, "model"), error.message)
 
 
 def _source_of_command(entries: ConfigEntries, table: KeyPath, spec: ModelSpec) -> Iterator[Problem]:
@@ -187,9 +188,9 @@ def _source_of_command(entries: ConfigEntries, table: KeyPath, spec: ModelSpec) 
         yield Problem(origin.file or "", origin.line, key_text((*table, "command", "preset")), text)
     elif (key := command.has("model")) and not given:
         text = f'set path = "…" (a file) or model = "…": {{model}} in command.{key} needs it'
-        yield _problem(entries[table], table, text)
+        yield problem_at(entries[table], table, text)
     elif len(given) == 2:
-        yield _problem(entries[*table, "model"], (*table, "model"), "set either path or model, not both")
+        yield problem_at(entries[*table, "model"], (*table, "model"), "set either path or model, not both")
 
 
 def _profiles_exist(entries: ConfigEntries, tables: ConfigTables, name: str) -> Iterator[Problem]:
@@ -208,7 +209,7 @@ def _unique_names(entries: ConfigEntries, tables: ConfigTables) -> Iterator[Prob
     """Models, routes, their variants, and the aliases of all of these."""
     owners: list[KeyPath] = [("models", name) for name in tables.models]
     owners += [("routes", name) for name in tables.routes]
-    owners += _variants(entries)
+    owners += variants_in(entries)
     taken: dict[str, tuple[KeyPath, str]] = {}  # name → whose it is, and place
 
     def clash(name: str) -> str:
@@ -217,9 +218,9 @@ def _unique_names(entries: ConfigEntries, tables: ConfigTables) -> Iterator[Prob
 
     for owner in owners:
         if (name := str(owner[-1])) in taken:
-            yield _problem(entries[owner], owner, clash(name))
+            yield problem_at(entries[owner], owner, clash(name))
         else:
-            taken[name] = (owner, _where(entries[owner]))
+            taken[name] = (owner, where(entries[owner]))
     for owner, key in itertools.product(owners, ALIASES):
         entry = entries.get((*owner, key))
         for index, (alias, line) in enumerate(entry.items if entry else ()):
@@ -238,103 +239,6 @@ def _unique_names(entries: ConfigEntries, tables: ConfigTables) -> Iterator[Prob
 ALIASES: Final = ("aliases", "hidden_aliases")
 
 
-def _variants(entries: ConfigEntries) -> list[KeyPath]:
-    """The tables of all variants."""
-    return [path for path in entries if len(path) == 4 and path[2] == "variants" and path[0] in ("models", "routes")]
-
-
-def _default_model(entries: ConfigEntries, config: Config) -> Iterator[Problem]:
-    entry, name = entries.get(("server", "default_model")), config.server.default_model
-    every: list[ModelSpec | Route] = [*config.models.values(), *config.routes.values()]
-    known = [known for one in every for known in (one.name, *one.aliases, *one.hidden_aliases)]
-    known += [known for one in every for variant in one.variants for known in (variant.name, *variant.aliases)]
-    if entry is not None and entry.usable and name is not None and name not in known:
-        text = f"there is no model or route {name!r}{did_you_mean(name, known)}"
-        yield _problem(entry, ("server", "default_model"), text)
-
-
-ANSWERS: Final = ("models", "deployments", "tiers")  # what a route has one of
-
-
-def _lists(route: KeyPath) -> list[KeyPath]:
-    """Where a route names models and routes."""
-    names = ("models", "deployments", *(("tiers", tier.value) for tier in TIERS), "fallbacks", "context_fallbacks")
-    return [(*route, *((name,) if isinstance(name, str) else name)) for name in names]
-
-
-def _routes(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Iterator[Problem]:
-    """A route refers to models and routes that are there, and not to itself by way of others."""
-    known = [*tables.models, *tables.routes, *(str(path[-1]) for path in _variants(entries))]
-    refers = {name: route.refers_to for name, route in config.routes.items()}
-    refers |= {variant.name: (name,) for name, route in config.routes.items() for variant in route.variants}
-    told: set[frozenset[str]] = set()
-    for name in config.routes:
-        path: KeyPath = ("routes", name)
-        written = [key for key in ANSWERS if (*path, key) in entries]
-        if not written:
-            text = (
-                "set models = […], in order of preference, or deployments = [{…}], with order and weight, or "
-                "tiers = {…}, by how much a request asks for"
-            )
-            yield _problem(entries[path], path, text)
-        elif len(written) > 1:
-            place = _where(entries[*path, written[0]])
-            text = f"set either {written[0]} or {written[1]}, not both; {written[0]} is set, too ({place})"
-            yield _problem(entries[*path, written[1]], (*path, written[1]), text)
-        elif not config.routes[name].members and not any(INVALID in _values(entries, at) for at in _lists(path)):
-            yield _problem(entries[*path, written[0]], (*path, written[0]), "expected at least one model")
-        for at in _lists(path):
-            yield from _known(entries, at, known)
-        yield from _complexity(entries, path, config.routes[name])
-        way = cycle_from(name, refers)
-        if way and frozenset(way) not in told:
-            told.add(frozenset(way))
-            at = next(each for each in _lists(path) if way[1] in _named_in(entries, each))
-            yield _problem(entries[at], at, f"the route leads back to itself: {' → '.join(way)}")
-    yield from _known(entries, ("server", "default_fallbacks"), known)
-
-
-def _complexity(entries: ConfigEntries, path: KeyPath, route: Route) -> Iterator[Problem]:
-    at = (*path, "complexity")
-    if at in entries and (*path, "tiers") not in entries:
-        yield _problem(entries[at], at, "only a route with tiers judges requests: set tiers = {…}")
-    scores = route.complexity.tier_boundaries
-    if not scores.simple_medium <= scores.medium_complex <= scores.complex_reasoning:
-        text = (
-            f"each tier begins above the one before: simple_medium ({scores.simple_medium}), "
-            f"medium_complex ({scores.medium_complex}), complex_reasoning ({scores.complex_reasoning})"
-        )
-        yield _problem(entries[*at, "tier_boundaries"], (*at, "tier_boundaries"), text)
-
-
-def _known(entries: ConfigEntries, path: KeyPath, known: Sequence[str]) -> Iterator[Problem]:
-    """The names in a list, or in the tables of one, are those of models and routes."""
-    entry = entries.get(path)
-    if entry is None:
-        return
-    places = [((*path, index), line) for index, (_, line) in enumerate(entry.items)] or [(path, entry.line)]
-    for (at, line), name in zip(places, _named_in(entries, path), strict=False):
-        if name and name not in known:
-            text = f"there is no model or route {name!r}{did_you_mean(name, known)}"
-            yield Problem(entry.file, line, key_text(at), text)
-
-
-def _values(entries: ConfigEntries, path: KeyPath) -> list[Any]:
-    """The elements of a list, or the one value that stands for it."""
-    entry = entries.get(path)
-    if entry is None:
-        return []
-    return [value for value, _ in entry.items] or ([entry.value] if not isinstance(entry.value, tuple) else [])
-
-
-def _named_in(entries: ConfigEntries, path: KeyPath) -> list[str]:
-    """One for each element; "" for an invalid one."""
-    return [
-        "" if value is INVALID else value.model if isinstance(value, Deployment) else str(value)
-        for value in _values(entries, path)
-    ]
-
-
 def _remotes(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Iterator[Problem]:
     """Models name a remote that is there; a remote has an address and one key at most."""
     for name, spec in config.models.items():
@@ -343,16 +247,16 @@ def _remotes(entries: ConfigEntries, tables: ConfigTables, config: Config) -> It
             continue
         named = entries.get((*path, "remote"))
         if named is None:
-            yield _problem(entries[path], path, 'set remote = "…", one of the [remotes]')
+            yield problem_at(entries[path], path, 'set remote = "…", one of the [remotes]')
         elif named.usable and named.value not in tables.remotes:
             text = f"there is no [remotes.{key_text((named.value,))}]{did_you_mean(named.value, list(tables.remotes))}"
-            yield _problem(named, (*path, "remote"), text)
+            yield problem_at(named, (*path, "remote"), text)
     for name in config.remotes:
         path = ("remotes", name)
         if (*path, "url") not in entries:
-            yield _problem(entries[path], path, 'set url = "…", such as "https://mac.lan:1234/v1"')
+            yield problem_at(entries[path], path, 'set url = "…", such as "https://mac.lan:1234/v1"')
         if (*path, "key_file") in entries and (both := entries.get((*path, "credential"))) is not None:
-            yield _problem(both, (*path, "credential"), "set either key_file or credential, not both")
+            yield problem_at(both, (*path, "credential"), "set either key_file or credential, not both")
 
 
 def _listening(entries: ConfigEntries, config: Config) -> Iterator[Problem]:
@@ -398,14 +302,6 @@ def _same_container(spec: ModelSpec, config: Config) -> Iterator[tuple[str, str]
             "container",
             f"{other.name} is the same container: the two take turns; `aliases` gives one model more names",
         )
-
-
-def _where(entry: ConfigEntry) -> str:
-    return f"{entry.file}:{entry.line}"
-
-
-def _problem(entry: ConfigEntry, path: KeyPath, message: str, severity: Severity = "error") -> Problem:
-    return Problem(entry.file, entry.line, key_text(path), message, severity)
 
 
 def _global(config: Config, key: str, message: str, severity: Severity = "error") -> Problem:

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from accelerd.config import shape
 from accelerd.config.positions import KeyPath
-from accelerd.config.problems import Problem, closest, did_you_mean, key_text, kind_text, value_text
+from accelerd.config.problems import Problem, Severity, closest, did_you_mean, key_text, kind_text, value_text
 from accelerd.config.shape import SchemaNode
 
 # names that llama-server, llama-swap, Ollama and LiteLLM use
@@ -225,3 +225,11 @@ def _hint(key: str, here: Sequence[str], elsewhere: Mapping[str, Sequence[str]])
         return suffix
     near = closest(key, list(elsewhere))
     return f"; did you mean '{near}', which belongs in {' or '.join(elsewhere[near])}?" if near else ""
+
+
+def where(entry: ConfigEntry) -> str:
+    return f"{entry.file}:{entry.line}"
+
+
+def problem_at(entry: ConfigEntry, path: KeyPath, message: str, severity: Severity = "error") -> Problem:
+    return Problem(entry.file, entry.line, key_text(path), message, severity)

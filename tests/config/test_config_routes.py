@@ -20,6 +20,28 @@ def mistakes(home: Home, text: str) -> list[tuple[str, str]]:
     return [(one.key, one.message) for one in found if one.severity == "error"]
 
 
+def test_fallbacks_that_are_further_names_of_what_was_asked_before_are_a_warning(home: Home) -> None:
+    def warned(text: str) -> list[tuple[str, str]]:
+        found: list[Problem] = home.check(text)[1]
+        assert not [one for one in found if one.severity == "error"]
+        return [(one.key, one.message) for one in found if "has no effect" in one.message]
+
+    variants = "[models.a.variants.a-cold]\n[models.a.variants.a-hot]\n[models.b.variants.b-cold]\n"
+    team = '[routes.team]\nmodels = ["a-hot"]\n'
+    cannot = "asked before, and cannot answer by another name either"
+    assert warned(MODELS + variants + team + 'fallbacks = ["b-cold", "a-cold", "b", "b"]\n') == [
+        ("routes.team.fallbacks[1]", f"has no effect: a-cold is a variant of a, which is {cannot}"),
+        ("routes.team.fallbacks[2]", f"has no effect: b is {cannot}"),
+        ("routes.team.fallbacks[3]", f"has no effect: b is {cannot}"),
+    ]
+    assert not warned(MODELS + variants + team + 'context_fallbacks = ["b"]\nfallbacks = ["b"]\n')
+    assert not warned(MODELS + variants + '[server]\ndefault_fallbacks = ["a-cold"]\n'), "for those who ask for b"
+    alone = '[models.a]\npath = "/a"\n[models.a.variants.a-cold]\n[server]\ndefault_fallbacks = ["a-cold"]\n'
+    assert warned(alone) == [
+        ("server.default_fallbacks[0]", f"has no effect: a-cold is a variant of a, which is {cannot}")
+    ]
+
+
 def test_a_route_with_everything(home: Home) -> None:
     route = home.load(
         MODELS
