@@ -7,6 +7,7 @@ looked at. accelerd's own errors become events here, too.
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 import time
@@ -210,7 +211,8 @@ def waiting_event(text: str, path: str, model: str) -> bytes:
 
 
 def renamed(body: bytes, model: str, parts: tuple[str, ...] = ("response", "message")) -> bytes:
-    """A response, or the data of an event, with this name of the model; the rest is not read.
+    """A response, or the data of an event, with this name of the model; the rest is not read. What is no JSON object
+    is returned itself.
 
     `parts`: with a name of their own, in events of the Responses API and of Anthropic's.
     """
@@ -224,6 +226,22 @@ def renamed(body: bytes, model: str, parts: tuple[str, ...] = ("response", "mess
         if bytes(fields.get(part, b"")).startswith(b"{"):
             fields[part] = msgspec.Raw(renamed(bytes(fields[part]), model, ()))
     return msgspec.json.encode(fields)
+
+
+def is_cut(body: bytes) -> bool:
+    """Is it JSON that ends too early, or no JSON at all? NaN is, for Python's clients and engines."""
+    try:
+        msgspec.json.decode(body, type=msgspec.Raw)
+    except RecursionError:
+        return False
+    except msgspec.DecodeError:
+        try:
+            json.loads(body)
+        except RecursionError:
+            return False
+        except ValueError:
+            return True
+    return False
 
 
 class WholeEvents:

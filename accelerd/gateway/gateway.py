@@ -238,8 +238,7 @@ class Gateway:
             self._forwarder.start(asked, relay)
         except AccelError as error:
             log_refusal(request, connection, error, name)
-            unsent = relay.fail(error)
-            return None if unsent is None else _failed(request, unsent, asked)
+            return _refused(request, relay, error, asked)
         return self._finish(request, connection, asked, relay)
 
     def _show(self, request: HttpRequest) -> Response:
@@ -281,6 +280,11 @@ class Gateway:
             body = edited(variant, body, path)
             info = read_json(path, body)
         return body, info, JSON_TYPE
+
+
+def _refused(request: HttpRequest, relay: Relay, error: AccelError, asked: InferenceRequest | None) -> Response | None:
+    unsent = relay.fail(error)  # no variable where it was raised: that frame has the body, and the error the frame
+    return None if unsent is None else _failed(request, unsent, asked)
 
 
 def _failed(request: HttpRequest, error: AccelError, asked: InferenceRequest | None) -> Response:

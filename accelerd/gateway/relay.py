@@ -25,6 +25,7 @@ from accelerd.gateway.corrections import (
     correction_for,
     error_event,
     hidden_error,
+    is_cut,
     lacks_model,
     refusal_event,
     renamed,
@@ -276,7 +277,11 @@ class Relay:
         elif self.translated is not None:
             body, content_type = self.translated.answer(body), JSON_TYPE.encode()
         else:
-            body = renamed(body, self.called or self.lease.model) if self.misnamed else body
+            if self.misnamed:
+                named = renamed(body, self.called or self.lease.model)
+                if named is body and content_type.startswith(b"application/json") and is_cut(body):
+                    raise AccelError("upstream_failed", "the engine's answer is JSON that ends too early")
+                body = named
             if self._path in PLAIN:
                 body = PLAIN[self._path](body, self.dialect)
         self.ok = status < 500

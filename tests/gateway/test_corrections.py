@@ -15,7 +15,15 @@ from accelerd.base.errors import AccelError
 from accelerd.config.model import ServerSettings
 from accelerd.engines.base import Dialect
 from accelerd.engines.llama_server.dialect import DIALECT
-from accelerd.gateway.corrections import Renamed, corrected_error, correction_for, error_event, lacks_model, renamed
+from accelerd.gateway.corrections import (
+    Renamed,
+    corrected_error,
+    correction_for,
+    error_event,
+    is_cut,
+    lacks_model,
+    renamed,
+)
 from tests.gateway.bench import SSE_HEAD, Bench, Speaker, bench, chunk, on_both_loops, plain, until
 from tests.gateway.client import CHAT, request
 
@@ -384,6 +392,15 @@ async def test_an_error_in_a_stream_of_messages_has_its_shape(tmp_path: Path) ->
 )
 def test_a_response_carries_the_name_that_clients_know(said: bytes, expected: bytes) -> None:
     assert renamed(said, "mine") == expected
+
+
+@given(st.recursive(st.none() | st.floats() | st.text(), lambda one: st.lists(one) | st.dictionaries(st.text(), one)))
+def test_json_that_ends_too_early_is_told_from_what_is_only_odd(value: Any) -> None:
+    body = json.dumps(value).encode()  # with NaN
+    assert not is_cut(body)
+    if isinstance(value, list | dict | str):
+        assert is_cut(body[:-1])
+    assert not is_cut(b"[" * 100_000)
 
 
 @pytest.mark.parametrize("size", [1, 7, 4096])

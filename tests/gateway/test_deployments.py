@@ -91,6 +91,49 @@ async def test_a_path_that_is_missing_cools_nothing(tmp_path: Path) -> None:
         assert asked == ["a", "b", "a", "b"]
 
 
+BODY = GOOD.partition(b"\r\n\r\n")[2]
+EARLY = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        plain(BODY[:-1]),
+        plain(BODY[:20]),
+        plain(b""),
+        EARLY + b"Content-Length: 900\r\n\r\n" + BODY,
+        EARLY + b"Transfer-Encoding: chunked\r\n\r\n1f4\r\n" + BODY,
+        EARLY + b"\r\n" + BODY[:-4],
+    ],
+    ids=range(6),
+)
+@on_both_loops
+async def test_an_answer_that_is_cut_is_given_by_the_next(tmp_path: Path, said: bytes) -> None:
+    async with table(tmp_path, Route("r", deployments=orders("a", "b"))) as b, await b.client() as client:
+        asked: list[str] = []
+
+        async def script(one: Asked) -> None:
+            asked.append(one.json()["model"])
+            one.writer.write(said if asked == ["wire-a"] else GOOD)
+            if asked == ["wire-a"]:
+                one.writer.close()
+
+        b.engine.script = script
+        assert await who(client) == "b 2"
+        assert asked == ["wire-a", "wire-b"]
+        assert b.gateway.router.health.of("a").state is HealthState.COOLING
+
+
+@on_both_loops
+async def test_an_answer_that_is_cut_is_an_error_where_nobody_else_can_answer(tmp_path: Path) -> None:
+    async with table(tmp_path) as b, await b.client() as client:
+        answers(b, {"a": plain(BODY[:-1]), "b": plain(b'{"model":"theirs","logprob":NaN}')})
+        response = await client.ask(body=chat("a"))
+        assert (response.status, response.code) == (502, "upstream_failed")
+        assert "ends too early" in response.json()["error"]["message"]
+        assert (await client.ask(body=chat("b"))).status == 200, "Python's engines write NaN"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @on_both_loops
 async def test_a_server_without_the_model_is_passed_over_and_shown(tmp_path: Path, stream: bool) -> None:
