@@ -216,6 +216,33 @@ def renamed(body: bytes, model: str, parts: tuple[str, ...] = ("response", "mess
 
     `parts`: with a name of their own, in events of the Responses API and of Anthropic's.
     """
+    return _renamed_once(body, model) or _renamed_anywhere(body, model, parts)
+
+
+class _Called(msgspec.Struct, gc=False):
+    model: msgspec.Raw = msgspec.Raw(b"")
+
+
+CALLED: Final = msgspec.json.Decoder(_Called)
+MODEL: Final = b'"model"'
+
+
+def _renamed_once(body: bytes, model: str) -> bytes | None:
+    """The quick way where the name is all that could be one, as in most events; None: it is not."""
+    if body.count(MODEL) != 1:
+        return None
+    try:
+        said = bytes(CALLED.decode(body).model)
+    except (msgspec.DecodeError, RecursionError):
+        return body
+    key = body.index(MODEL) + len(MODEL)
+    start = body.find(said, key)
+    if not said.startswith(b'"') or body[key:start].strip(b" \t\r\n") != b":":
+        return None
+    return body[:start] + msgspec.json.encode(model) + body[start + len(said) :]
+
+
+def _renamed_anywhere(body: bytes, model: str, parts: tuple[str, ...]) -> bytes:
     try:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     except (msgspec.DecodeError, RecursionError):
@@ -224,7 +251,7 @@ def renamed(body: bytes, model: str, parts: tuple[str, ...] = ("response", "mess
         fields["model"] = msgspec.Raw(msgspec.json.encode(model))
     for part in parts:
         if bytes(fields.get(part, b"")).startswith(b"{"):
-            fields[part] = msgspec.Raw(renamed(bytes(fields[part]), model, ()))
+            fields[part] = msgspec.Raw(_renamed_anywhere(bytes(fields[part]), model, ()))
     return msgspec.json.encode(fields)
 
 

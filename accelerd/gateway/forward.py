@@ -12,111 +12,35 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Final
 
-from msgspec import Struct, field
-
 from accelerd.base.errors import AccelError
-from accelerd.config.model import ModelSpec, ServerSettings
+from accelerd.config.model import ServerSettings
 from accelerd.engines.remote.remotes import Remotes
 from accelerd.gateway.collector import Collector
 from accelerd.gateway.corrections import hidden_error
 from accelerd.gateway.dialects.translation import (
     EVENT_STREAM,
-    TranslatedRequest,
     TranslatedResponse,
     answering_as,
 )
-from accelerd.gateway.going_on import Attempts, GoingOn, all_failed
+from accelerd.gateway.going_on import GoingOn, all_failed
 from accelerd.gateway.health_checks import HealthChecks
+from accelerd.gateway.inference_request import InferenceRequest
 from accelerd.gateway.one_by_one import JoinedStreams, bodies_of, joined
 from accelerd.gateway.relay import Relay, never
 from accelerd.gateway.remote_upstream import RemotePool
-from accelerd.gateway.request_body import CompletionBody, FormBody, SeveralBody, with_model
-from accelerd.gateway.request_facts import RequestFacts, RequestInfo
-from accelerd.gateway.request_router import RequestRouter, UpstreamTarget
+from accelerd.gateway.request_body import CompletionBody
+from accelerd.gateway.request_router import RequestRouter
 from accelerd.gateway.responses import ASSEMBLED
 from accelerd.gateway.stream_assembly import ask_for_stream, assemble
 from accelerd.gateway.sweeper import Sweeper
 from accelerd.gateway.upstream import ConnectionT, Pool, Upstreams
-from accelerd.gateway.variant_edits import edited, edited_form
 from accelerd.gateway.waiting import COMMENT_EVERY, BusyRetry, waiting_for
 from accelerd.scheduler.record import Lease
-from accelerd.scheduler.service import Scheduler
+from accelerd.scheduler.service import Scheduler, Ticket
 
 log = logging.getLogger(__name__)
 
 MOST_RETURNS: Final = 3  # into the queue, for one request
-
-
-class InferenceRequest(Struct):
-    """A request as it goes to its engine."""
-
-    target: UpstreamTarget
-    original_body: bytes
-    content_type: str
-    facts: RequestFacts
-    attempts: Attempts = field(default_factory=Attempts)
-    translated: tuple[UpstreamTarget, TranslatedRequest] | None = None  # how the body was translated the last time
-    returns: int = 0  # into the queue, because its engine had died before it read the request
-    patient: bool = False  # it waits out a back-off, because no other model can answer it now
-
-    @property
-    def path(self) -> str:
-        """The client's."""
-        return self.facts.path
-
-    @property
-    def info(self) -> RequestInfo:
-        return self.facts.info
-
-    @property
-    def stream(self) -> bool:
-        return bool(self.info.stream)
-
-    @property
-    def misnamed(self) -> bool:
-        """Does the engine say another name of the model than the client has said?"""
-        return self.target.misnamed or self.info.model not in (None, self.target.model)
-
-    def answers_apart(self, spec: ModelSpec) -> int:
-        """How many answers are asked for one after the other, because the engine would refuse so many at once; or 1."""
-        if not isinstance(self.info, SeveralBody) or self.engines_path not in ASSEMBLED:
-            return 1
-        wanted = self.info.n_cmpl or self.info.n or 1
-        return wanted if wanted > spec.parallel else 1
-
-    @property
-    def engines_path(self) -> str:
-        """The path of the API that the engine is asked by."""
-        return self.path if self.target.translation is None else self.target.translation.engine
-
-    def translate(self) -> TranslatedRequest | None:
-        """The request in the API of the engine, where that is another. AccelError if it cannot be said there."""
-        translation = self.target.translation
-        if translation is None:
-            return None
-        if self.translated is None or self.translated[0] != self.target:
-            self.translated = self.target, translation.request(self._edited()[0])
-        return self.translated[1]
-
-    def body(self) -> bytes:
-        """As the engine expects it: changed by variants, in its API, and with the model's name as it knows it."""
-        name, translated = self.target.wire_name, self.translate()
-        if translated is not None:
-            return translated.body if name is None else with_model(translated.body, name)
-        body, info = self._edited()
-        if name is None:
-            return body
-        return info.with_model(body, name) if isinstance(info, FormBody) else with_model(body, name)
-
-    def _edited(self) -> tuple[bytes, RequestInfo]:
-        """As the variants that its route names have it, and what it tells then."""
-        body, info = self.original_body, self.info
-        for variant in self.target.variants:
-            if isinstance(info, FormBody):
-                body, info = edited_form(variant, body, info, self.path)
-            else:
-                body = edited(variant, body, self.path)
-        return body, info
 
 
 class Forwarder:
@@ -151,6 +75,7 @@ class Forwarder:
         request.translate()  # what cannot be translated is refused before anything is loaded
         relay.lease = lease = self._scheduler.acquire(request.target.model)
         if lease is None:
+            request.ticket = self._queue(request, relay)  # now, so that the next one is routed past a long queue
             return
         self._begin(lease, relay, request)
         if not request.stream and (request.target.hides_errors or self._may_assemble(lease, request)):
@@ -263,8 +188,7 @@ class Forwarder:
 
     async def _wait(self, request: InferenceRequest, relay: Relay) -> Lease:
         """A place in the queue. A streaming client gets comments, so that it knows that we are alive."""
-        moves_on = not request.patient and self._router.several(request.facts)
-        ticket = self._scheduler.enqueue(request.target.model, relay.began, moves_on=moves_on)
+        ticket, request.ticket = request.ticket or self._queue(request, relay), None
         try:
             if request.stream:
                 began = self._now()
@@ -272,13 +196,16 @@ class Forwarder:
                 while not await ticket.ready(pause):
                     snapshot = self._scheduler.snapshot(request.target.model)
                     # The head names who answers, and of a route another may.
-                    plan = self._router.plan(request.facts)
-                    model = "" if plan is not None else snapshot.spec.name
+                    model = "" if self._router.plan(request.facts) is not None else snapshot.spec.name
                     relay.comment(waiting_for(snapshot, self._now() - began), model)
                     pause = COMMENT_EVERY
             return await ticket.lease()
         finally:
             ticket.leave()
+
+    def _queue(self, request: InferenceRequest, relay: Relay) -> Ticket:
+        moves_on = not request.patient and self._router.several(request.facts)
+        return self._scheduler.enqueue(request.target.model, relay.began, moves_on=moves_on)
 
     def _begin(self, lease: Lease, relay: Relay, request: InferenceRequest) -> None:
         """It is the request's turn."""
@@ -304,9 +231,8 @@ class Forwarder:
     def _describe(self, relay: Relay, request: InferenceRequest) -> None:
         """What the relay must know of the target."""
         target, translated = request.target, request.translate()
-        relay.busy_statuses, relay.misnamed = target.busy_statuses, request.misnamed
+        relay.busy_statuses, relay.misnamed, relay.translated = target.busy_statuses, request.misnamed, None
         relay.called_there = target.wire_name or relay.called
-        relay.translated = None
         if target.translation is not None and translated is not None:
             name = request.info.model or target.model
             answering = answering_as(name, self._now, relay.began, relay.leased, translated.with_usage)

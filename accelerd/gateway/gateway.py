@@ -25,8 +25,9 @@ from accelerd.gateway import ollama_catalog
 from accelerd.gateway.access import Access
 from accelerd.gateway.catalog import Catalog
 from accelerd.gateway.connection import ClientConnection, refusal, too_large
-from accelerd.gateway.forward import Forwarder, InferenceRequest
+from accelerd.gateway.forward import Forwarder
 from accelerd.gateway.held_bodies import HeldBodies
+from accelerd.gateway.inference_request import InferenceRequest
 from accelerd.gateway.relay import Relay
 from accelerd.gateway.request_body import FORM, MAX_NAME, boundary_of, content_type, read_form, read_json
 from accelerd.gateway.request_facts import RequestFacts, RequestInfo
@@ -110,6 +111,8 @@ class Gateway:
         self.sweeper.stall_timeout = settings.stall_timeout
 
     def on_transition(self, event: ModelTransition) -> None:
+        if event.transition.after is State.READY:
+            self.router.reconsider()
         if event.instance is not None and event.transition.after in ENDING:
             self.upstreams.retire(event.instance)
 

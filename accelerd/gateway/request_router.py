@@ -27,7 +27,7 @@ from accelerd.routing.choice import Decision, Elsewhere, Now, decide, known, pla
 from accelerd.routing.directory import Directory
 from accelerd.routing.health import Health, cools
 from accelerd.routing.judge import Judge
-from accelerd.routing.plan import Plan
+from accelerd.routing.plan import Member, Plan
 from accelerd.routing.sessions import SessionMemory
 from accelerd.routing.verdict import Verdict
 from accelerd.scheduler.record import Snapshot
@@ -66,6 +66,8 @@ class RequestRouter:
         self._engines = engines
         self._remotes = remotes
         self._usual: dict[tuple[str | None, str], UpstreamTarget] = {}  # (name, path) → target
+        # The same of routes, by member, for as long as its model can do the same.
+        self._favoured: dict[tuple[str | None, str, str], tuple[UpstreamTarget, Traits]] = {}
         self._balance = Balance()
         self._judge = Judge()
         self.directory = Directory()
@@ -82,13 +84,18 @@ class RequestRouter:
         fallbacks: Sequence[str] = (),
     ) -> None:
         """Take over the names of a configuration."""
-        self._usual.clear()
+        self.reconsider()
         self._balance.clear()
         self._judge.configure()
         self.directory = Directory(models, routes, self.kind, default, fallbacks)
         self.health.keep(set(self.directory.models))
         names = self.directory.routes, self.directory.models
         self.answered = {key: n for key, n in self.answered.items() if key[0] in names[0] and key[1] in names[1]}
+
+    def reconsider(self) -> None:
+        """What was usual may be so no more: an engine that has started says what its model can do."""
+        self._usual.clear()
+        self._favoured.clear()
 
     def traits(self, spec: ModelSpec) -> Traits:
         """The model's capabilities as far as they are known."""
@@ -115,7 +122,6 @@ class RequestRouter:
         usual = self._usual.get((info.model, path))
         if usual is not None and not media:
             return usual
-        task = TASKS[path]
         found = self._unnamed(path) if info.model is None else self.directory.find(info.model)
         plan = self.directory.plan(found)
         several = len(plan.stages) > 1
@@ -127,30 +133,60 @@ class RequestRouter:
             if not several:
                 raise
             return self._of_several(plan, facts)
-        unchanged = target == UpstreamTarget(found.name, path) and not several
-        named = info.model is None or self.directory.is_name(info.model)  # never all names that match a pattern
-        if named and unchanged and (task not in TOOLED or "tools" in self.traits(found).tasks):
+        if not several and self._is_usual(target, facts, self.traits(found)):
             self._usual[info.model, path] = target
         return target
+
+    def _is_usual(self, target: UpstreamTarget, facts: RequestFacts, traits: Traits) -> bool:
+        """Do all requests by this name go there, as long as its model can do the same?"""
+        name, path = facts.info.model, facts.path
+        plain = target == UpstreamTarget(target.model, path, routes=target.routes, variants=target.variants)
+        named = name is None or self.directory.is_name(name)  # never all names that match a pattern
+        return named and plain and (TASKS[path] not in TOOLED or "tools" in traits.tasks)
 
     def _of_several(self, plan: Plan, facts: RequestFacts) -> UpstreamTarget:
         return self._at_once(plan, facts) or self._of_all(plan, facts)
 
     def _at_once(self, plan: Plan, facts: RequestFacts) -> UpstreamTarget | None:
-        """The usual case, without a look at all the others: the first one is loaded, and nothing else is at work."""
-        name = plan.favourite
-        if not name or not self._scheduler.alone(name) or self.health.why_not(name):
+        """The usual case, without a look at all the others: the first one is loaded, and nothing else is at work; or
+        all are loaded between which it goes by weight."""
+        if plan.favourite:
+            return self._there(Member(plan.favourite), plan.way, plan.variants, facts)
+        found = {one.called: self._there(one, plan.way, one.variants, facts) for one in plan.equals}
+        if not found or None in found.values():
             return None
-        spec = self.directory.models[name]
-        context = self.context(spec)
-        if spec.elsewhere or (context is not None and facts.exceeds(context)):
+        draw = self._balance.next(plan.scope, [(one.called, one.weight) for one in plan.equals])
+        self._balance.taken(draw)
+        return found[draw.chosen]
+
+    def _there(
+        self, member: Member, way: tuple[str, ...], variants: tuple[Variant, ...], facts: RequestFacts
+    ) -> UpstreamTarget | None:
+        """The target at this model, if the request could begin at once there, whatever the others do."""
+        traits = self._free(member.name, facts)
+        if traits is None:
             return None
+        key = facts.info.model, facts.path, member.called
+        favoured = self._favoured.get(key)
+        if favoured is not None and favoured[1] is traits and not facts.media:
+            return favoured[0]
+        spec = self.directory.models[member.name]
         try:
-            target = self.target_of(spec, facts.path, facts.info, facts.media, plan.way, plan.variants)
+            target = self.target_of(spec, facts.path, facts.info, facts.media, way, variants)
         except AccelError:  # it lacks a capability that another one may have
             return None
-        log.debug("%s is answered by %s: it is free", plan.name, name)
+        if self._is_usual(target, facts, traits):
+            self._favoured[key] = target, traits
         return target
+
+    def _free(self, name: str, facts: RequestFacts) -> Traits | None:
+        """What the model can do, if the request could begin at once there, whatever the others do."""
+        spec = self.directory.models[name]
+        if spec.elsewhere or not self._scheduler.alone(name) or self.health.why_not(name):
+            return None
+        traits = self.traits(spec)
+        context = _context(spec, traits)
+        return traits if context is None or not facts.exceeds(context) else None
 
     def _of_all(self, plan: Plan, facts: RequestFacts) -> UpstreamTarget:
         lacking = self._lacking(plan, facts)
@@ -253,8 +289,7 @@ class RequestRouter:
 
     def context(self, spec: ModelSpec) -> int | None:
         """Tokens that one request may have; None: that is not known before it is loaded."""
-        told = self.traits(spec).context
-        return told if told is not None else spec.context if isinstance(spec.context, int) else None
+        return _context(spec, self.traits(spec))
 
     # --- outcomes -----------------------------------------------------------------------------------------------
 
@@ -315,7 +350,7 @@ class RequestRouter:
 
     def _decide(self, plan: Plan, facts: RequestFacts, lacking: Mapping[str, str]) -> Decision:
         now = Now(
-            known(self._scheduler.snapshots()),
+            known(self._scheduler.at_work_or(plan.models)),
             self._scheduler.placement,
             lacking,
             self.health.why_not,
@@ -325,6 +360,7 @@ class RequestRouter:
             lambda route: self.sessions.recall(route, facts.session()),
             lambda route: self.verdict(route, facts),
             self._balance,
+            lambda name: bool(self._scheduler.displaced_by(name)),
         )
         return decide(plan, now, long=facts.too_long)
 
@@ -380,6 +416,11 @@ class RequestRouter:
 def prompted(prompt: str | None) -> RequestFacts:
     """Of a request with this text, which belongs to no conversation."""
     return RequestFacts("", JsonBody(), body=msgspec.json.encode({"prompt": prompt}) if prompt is not None else b"")
+
+
+def _context(spec: ModelSpec, traits: Traits) -> int | None:
+    told = traits.context
+    return told if told is not None else spec.context if isinstance(spec.context, int) else None
 
 
 def _serves(traits: Traits, path: str) -> bool:

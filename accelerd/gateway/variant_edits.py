@@ -5,14 +5,12 @@ Every value that the variant does not name stays byte for byte as it was.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 from msgspec import Raw
 
-from accelerd.base.decoding import from_json
 from accelerd.config.variants import FieldPath, Variant
 from accelerd.gateway.request_body import FormBody, form_fields, form_part, read_form
 from accelerd.gateway.responses import ANTHROPIC, FORMS, RESPONSES
@@ -22,6 +20,10 @@ Values = dict[str, Raw]
 CHATS: Final = ("/v1/chat/completions", "/api/chat")  # and what is below them
 SYSTEM_ROLES: Final = ("system", "developer")
 OBJECT: Final = b"{"
+NULL: Final = Raw(b"null")
+VALUES: Final = msgspec.json.Decoder(Values)
+ITEMS: Final = msgspec.json.Decoder(list[Raw])
+TEXT: Final = msgspec.json.Decoder(str | list[Raw] | None)
 
 
 def edited(variant: Variant, body: bytes, path: str) -> bytes:
@@ -39,7 +41,7 @@ def edited(variant: Variant, body: bytes, path: str) -> bytes:
 
 
 def _values(raw: Raw) -> Values:
-    return msgspec.json.decode(raw, type=Values)
+    return VALUES.decode(raw)
 
 
 def _is_object(raw: Raw) -> bool:
@@ -73,16 +75,21 @@ def _write(values: Values, field: FieldPath, value: Raw, *, over: bool) -> None:
     values[name] = Raw(msgspec.json.encode(inner))
 
 
-class _Message(msgspec.Struct):
+class _Message(msgspec.Struct, gc=False):
     role: str = ""
+
+
+MESSAGE: Final = msgspec.json.Decoder(_Message)
 
 
 def _prompt(values: Values, path: str, text: str, *, instead: bool) -> None:
     """What is no list of messages stays: it is refused by whoever reads it next."""
     if path.startswith(CHATS):
-        with contextlib.suppress(msgspec.DecodeError):
-            messages = from_json(values.get("messages", Raw(b"null")), list[Raw])
-            values["messages"] = Raw(msgspec.json.encode(_messages(messages, text, instead=instead)))
+        try:
+            messages = ITEMS.decode(values.get("messages", NULL))
+        except msgspec.DecodeError:
+            return
+        values["messages"] = _json(_messages(messages, text, instead=instead))
     elif path.startswith((ANTHROPIC, RESPONSES)):
         name = "system" if path.startswith(ANTHROPIC) else "instructions"
         values[name] = _before(text, None if instead else values.get(name))
@@ -103,7 +110,7 @@ def _messages(messages: Sequence[Raw], text: str, *, instead: bool) -> list[Raw]
 def _role(message: Raw) -> str:
     """Nothing where it says none."""
     try:
-        return from_json(message, _Message).role
+        return MESSAGE.decode(message).role
     except msgspec.DecodeError:
         return ""
 
@@ -111,7 +118,7 @@ def _role(message: Raw) -> str:
 def _before(text: str, there: Raw | None) -> Raw:
     """The text, and then what is there: a text, or a list of blocks. The engine refuses what is neither."""
     try:
-        said = from_json(there, str | list[Raw] | None) if there is not None else None
+        said = TEXT.decode(there) if there is not None else None
     except msgspec.DecodeError:
         return there or _json(text)
     if not said:

@@ -2,9 +2,9 @@
 
 Of models in order of preference the first that could begin at once; else the one with the fewest requests before it.
 Of deployments with the same order a loaded one, then the one with the fewest requests before it, then the cheapest,
-then by weight. What
-cannot answer at all, or cools down after a failure, is left out as long as another can. Of tiers that of the request,
-or a higher one that has a model in memory; then those above, and at last those below.
+then by weight; while requests wait for one that is being loaded, one that fits beside it is loaded, too. What cannot
+answer at all, or cools down after a failure, is left out as long as another can. Of tiers that of the request, or a
+higher one that has a model in memory; then those above, and at last those below.
 """
 
 from __future__ import annotations
@@ -57,8 +57,9 @@ class RouteCandidate(Struct, frozen=True):
     why: str  # one clause: what makes it free, or what is in its way
     ahead: int | None  # requests that must end before one could begin; None: it cannot answer
     cools: bool = False  # only because it cools down
-    loaded: bool = False
-    rank: int = 0  # the lower, the more efficient
+    loaded: bool = False  # or about to be
+    starting: bool = False
+    sharing: tuple[tuple[str, int], ...] = ()  # of those ahead: how many are requests of which other models
     price: float = 0.0
 
     @property
@@ -102,8 +103,13 @@ class Now(Struct):
     recall: Callable[[str], str | None] = lambda route: None  # which model has answered this conversation last
     judge: Callable[[Route], Verdict] = lambda route: NO_TEXT  # which tier the request has
     balance: Balance = field(default_factory=Balance)
+    displaces: Callable[[str], bool] = lambda name: False  # would another model have to leave for it?
     long: bool = False  # the request is too long for a model that it would go to
+    working: list[Snapshot] = field(default_factory=list)  # those that have requests
     looks: dict[str, RouteCandidate] = field(default_factory=dict)  # those that were made
+
+    def __post_init__(self) -> None:
+        self.working = [snapshot for snapshot in self.snapshots.values() if snapshot.leases or snapshot.queue]
 
     def look(self, name: str) -> RouteCandidate:
         if name not in self.looks:
@@ -191,56 +197,75 @@ def _passed(stage: Stage, chosen: Choice | None, now: Now) -> Iterator[str]:
 
 def _able(member: Member, now: Now, *, cooling: bool) -> Iterator[Choice]:
     """The member with the model of it that would answer; nothing where none can."""
-    variants = () if member.variant is None else (member.variant,)
     if member.plan is not None:
         found = _first(member.plan, now, cooling=cooling)
         if found is not None:
-            yield replace(found[1], member=member, variants=(*variants, *found[1].variants))
+            yield replace(found[1], member=member, variants=(*member.variants, *found[1].variants))
         return
     look = now.look(member.name)
     if look.ahead is not None and (cooling or not look.cools):
-        yield Choice(member, look, variants=variants)
+        yield Choice(member, look, variants=member.variants)
 
 
 def _best(plan: Plan, stage: Stage, able: list[Choice], now: Now) -> tuple[Choice, str]:
     """Of several that can answer, and why that."""
     route = plan.route
-    some_free = any(choice.look.free for choice in able)
-    if route is not None and route.session_affinity and (last := now.recall(plan.name)) is not None:
-        for choice in able:
-            if choice.look.model == last and choice.look.loaded and (choice.look.free or not some_free):
-                return choice, f"{last} has answered this conversation before"
     efficient = route is not None and route.prefer == "efficiency"
+    equals = {choice.look.model for choice in able} if stage.balanced else set[str]()
+
+    def ahead(choice: Choice) -> int:
+        """Requests of equals on the same device are what is being shared out."""
+        return (choice.look.ahead or 0) - sum(number for name, number in choice.look.sharing if name in equals)
+
+    def rank(choice: Choice) -> int:
+        return now.rank(now.snapshots[choice.look.model]) if efficient else 0
+
+    if route is not None and route.session_affinity and (last := now.recall(plan.name)) is not None:
+        some_free = any(ahead(choice) == 0 for choice in able)
+        for choice in able:
+            if choice.look.model == last and choice.look.loaded and (ahead(choice) == 0 or not some_free):
+                return choice, f"{last} has answered this conversation before"
     if not stage.balanced:
-        ordered = sorted(able, key=lambda choice: choice.look.rank) if efficient else able
+        ordered = sorted(able, key=rank) if efficient else able
         free = next((choice for choice in ordered if choice.look.free), None)
         if free is not None:
             return free, f"{free.look.model} {free.look.why}"
-        best = min(ordered, key=lambda choice: choice.look.ahead or 0)  # of equals the first
-        return best, _busy(best)
+        best = min(ordered, key=ahead)  # of equals the first
+        return best, _busy(best.look, ahead(best))
 
-    def place(choice: Choice) -> tuple[bool, int, float, int]:
+    def effort(choice: Choice) -> int:
+        """0: it is loaded, or will be at once; 1: it is to be loaded, or has requests that wait for that; 2: instead
+        of another."""
         look = choice.look
-        return not look.loaded, look.ahead or 0, look.price, look.rank if efficient else 0
+        if look.loaded:
+            return 1 if look.starting and ahead(choice) else 0
+        return 2 if now.displaces(look.model) else 1
 
-    first = min(map(place, able))
-    equals = [choice for choice in able if place(choice) == first]
-    dearer = [choice.look.model for choice in able if place(choice)[:2] == first[:2] and choice.look.price > first[2]]
+    def place(choice: Choice) -> tuple[int, int, float, int]:
+        return effort(choice), ahead(choice), choice.look.price, rank(choice)
+
+    places = [place(choice) for choice in able]
+    first = min(places)
+    firsts = [choice for choice, its in zip(able, places, strict=True) if its == first]
+    before = first[1]
+    dearer = [
+        one.look.model for one, its in zip(able, places, strict=True) if its[:2] == first[:2] and its[2] > first[2]
+    ]
     saves = f", and costs less than {', '.join(dearer)}" if dearer else ""
-    if len(equals) == 1:
-        best = equals[0]
-        return best, (f"{best.look.model} {best.look.why}" if best.look.free else _busy(best)) + saves
-    draw = now.balance.next((plan.name, stage.kind), [(choice.member.name, choice.member.weight) for choice in equals])
-    best = next(choice for choice in equals if choice.member.name == draw.chosen)
-    others = ", ".join(choice.look.model for choice in equals if choice is not best)
+    if len(firsts) == 1:
+        best = firsts[0]
+        return best, (_busy(best.look, before) if before else f"{best.look.model} {best.look.why}") + saves
+    draw = now.balance.next((plan.name, stage.kind), [(one.member.called, one.member.weight) for one in firsts])
+    best = next(one for one in firsts if one.member.called == draw.chosen)
+    others = ", ".join(choice.look.model for choice in firsts if choice is not best)
+    as_they = f"as many requests are before it at {others}" if before else f"as {others} is"
     drawn = replace(best, draws=(*best.draws, draw))
-    return drawn, f"{best.look.model} {best.look.why}, as {others} is, and it is its turn by weight{saves}"
+    return drawn, f"{best.look.model} {best.look.why}, {as_they}, and it is its turn by weight{saves}"
 
 
-def _busy(best: Choice) -> str:
-    ahead = best.look.ahead or 0
+def _busy(look: RouteCandidate, ahead: int) -> str:
     before = "1 request is" if ahead == 1 else f"{ahead} requests are"
-    return f"all are busy, and {before} before it at {best.look.model}: {best.look.model} {best.look.why}"
+    return f"all are busy, and {before} before it at {look.model}: {look.model} {look.why}"
 
 
 def _look(name: str, now: Now) -> RouteCandidate:
@@ -251,32 +276,38 @@ def _look(name: str, now: Now) -> RouteCandidate:
         return RouteCandidate(name, "is not there any more", None)
     if trouble := _trouble(snapshot, now.placement):
         return RouteCandidate(name, trouble, None)
-    devices = now.where(snapshot)
-    others = {
-        s.spec.name: s.leases + s.queue
-        for s in now.snapshots.values()
-        if s is not snapshot and (s.leases or s.queue) and devices & now.where(s)
-    }
     behind = max(0, snapshot.leases + snapshot.queue + 1 - snapshot.spec.slots)
-    loaded, rank, far = snapshot.state in (State.READY, State.STARTING), now.rank(snapshot), now.elsewhere(snapshot)
+    starting, far = snapshot.state is State.STARTING, now.elsewhere(snapshot)
+    loaded, others = starting or snapshot.state is State.READY, _others(snapshot, now)
 
     def candidate(why: str, ahead: int) -> RouteCandidate:
         cools = now.cooling(name)
-        return RouteCandidate(name, cools or why, ahead, bool(cools), loaded, rank, snapshot.spec.price.both)
+        return RouteCandidate(
+            name, cools or why, ahead, bool(cools), loaded, starting, others, snapshot.spec.price.both
+        )
 
     if far is not None:  # it is there at all times, and has requests of others
         loaded = far.loaded is not False
         waits = max(behind, far.queue + snapshot.queue) if far.queue else behind
         return candidate(f"has {waits} requests before a new one" if waits else "is free", waits)
-    ahead = behind + sum(others.values())
+    ahead = behind + sum(number for _, number in others)
     if others:
-        return candidate(f"shares its device with requests of {', '.join(others)}", ahead)
+        return candidate(f"shares its device with requests of {', '.join(other for other, _ in others)}", ahead)
     if behind:
         return candidate(f"has no free slot ({snapshot.leases} requests run, {snapshot.queue} wait)", ahead)
     if snapshot.state in LEAVING:
         return candidate(f"is {snapshot.state}", 1)
     words = {State.READY: "is free", State.STARTING: "is being loaded, and free"}
     return candidate(words.get(snapshot.state, "is not loaded, and its device is free"), 0)
+
+
+def _others(snapshot: Snapshot, now: Now) -> tuple[tuple[str, int], ...]:
+    """The other models that have requests on the same device, and how many."""
+    working = [one for one in now.working if one is not snapshot]
+    if not working:
+        return ()
+    devices = now.where(snapshot)
+    return tuple((one.spec.name, one.leases + one.queue) for one in working if devices & now.where(one))
 
 
 def _trouble(snapshot: Snapshot, placement: Placement) -> str:

@@ -34,6 +34,16 @@ class Member(Struct, frozen=True):
     plan: Plan | None = None  # of a route
     weight: int = 1
     variant: Variant | None = None  # of it, where that was named
+    price: float = 0.0  # of a model
+
+    @property
+    def called(self) -> str:
+        """What tells it from the others: a model may be there by several of its variants."""
+        return self.name if self.variant is None else self.variant.name
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        return () if self.variant is None else (self.variant,)
 
     def models(self, *, long: bool = False) -> tuple[str, ...]:
         """Each that may answer for it; `long`: a request that is too long for one of them."""
@@ -60,22 +70,31 @@ class Plan(Struct, frozen=True):
     usual: tuple[str, ...] = ()  # with these
     models: tuple[str, ...] = ()  # with those for long requests, too
     favourite: str = ""  # the model that answers whenever it could begin at once; "": there is more to decide
-    way: tuple[str, ...] = ()  # the routes to it
-    variants: tuple[Variant, ...] = ()  # by which these reach it
+    equals: tuple[Member, ...] = ()  # models that answer by weight whenever each of them could begin at once
+    way: tuple[str, ...] = ()  # the routes to these
+    variants: tuple[Variant, ...] = ()  # by which the favourite is reached
 
     def __post_init__(self) -> None:
         force_setattr(self, "own", _models([stage for stage in self.stages if stage.kind != FOR_ALL]))
         force_setattr(self, "usual", _models(self.stages))
         route, stage = self.route, self.stages[0]
-        choosy = stage.balanced or stage.tier is not None
-        if route is not None and not (choosy or route.session_affinity or route.prefer == "efficiency"):
-            first = stage.members[0]
-            inner = first.plan
-            force_setattr(self, "favourite", first.name if inner is None else inner.favourite)
+        choosy = stage.tier is not None or route is None or route.session_affinity or route.prefer == "efficiency"
+        first = stage.members[0]
+        inner = None if stage.balanced else first.plan
+        if not choosy:
             force_setattr(self, "way", (self.name, *(inner.way if inner is not None else ())))
-            variants = () if first.variant is None else (first.variant,)
-            force_setattr(self, "variants", (*variants, *(inner.variants if inner is not None else ())))
+        alike = all(one.plan is None and one.price == first.price for one in stage.members)
+        if not choosy and stage.balanced and alike:
+            force_setattr(self, "equals", stage.members)
+        if not (choosy or stage.balanced):
+            force_setattr(self, "favourite", first.name if inner is None else inner.favourite)
+            force_setattr(self, "variants", (*first.variants, *(inner.variants if inner is not None else ())))
         force_setattr(self, "models", _models((*self.for_long, *self.stages), long=True))
+
+    @property
+    def scope(self) -> tuple[str, str]:
+        """Of what its first stage draws."""
+        return self.name, self.stages[0].kind
 
     def reach(self, *, long: bool) -> tuple[str, ...]:
         """Each model that may answer; `long`: a request that is too long for one of them."""
@@ -126,4 +145,6 @@ def _member(name: str, names: Meanings, weight: int = 1) -> Member:
     found, variant = names.meaning(name), names.variant(name)
     if isinstance(found, Route):
         return Member(found.name, plan_of(found, names), weight, variant)
-    return Member(name if found is None else found.name, None, weight, variant)
+    if found is None:
+        return Member(name, None, weight)
+    return Member(found.name, None, weight, variant, found.price.both)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 from accelerd.base.errors import AccelError
@@ -20,7 +20,7 @@ from accelerd.scheduler.events import SystemResumed
 from accelerd.scheduler.exit_handling import STUCK_AFTER
 from accelerd.scheduler.lifecycle import State
 from accelerd.scheduler.placement import SharedLimits
-from accelerd.scheduler.record import Lease, Waiter
+from accelerd.scheduler.record import Lease, Snapshot, Waiter, snapshot
 
 SLEPT = 1.0  # s of suspension that count as a sleep of the machine
 
@@ -134,6 +134,12 @@ class Scheduler(Core):
         timeout = None if record.spec.elsewhere else record.spec.idle_timeout
         if not record.active and timeout is not None and record.last_used + timeout < self._armed:
             self._rearm()
+
+    def at_work_or(self, names: Collection[str]) -> list[Snapshot]:
+        """The models of these names, and all that have requests."""
+        now, records = self._clock.monotonic(), self._admission.records.values()
+        wanted = [record for record in records if record.active or record.waiting or record.spec.name in names]
+        return [snapshot(record, now, self.residues) for record in wanted]
 
     # --- commands -----------------------------------------------------------------------------------------------
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from .__main__ import find_nginx
+from .names import ROWS as NAMES
+from .names import STREAMED
 from .native import HERE, BenchError
 from .report import LINES, Line, table, verdict
 from .rounds import ROWS, Results
@@ -42,6 +44,22 @@ def test_one_short_run_produces_every_row(tmp_path: Path) -> None:
         assert "accelerd" in entry["values"], line
         assert line.title in done.stdout
         assert line.goal is None or line.goal.text in done.stdout
+
+
+def test_every_kind_of_name_is_measured(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.names", "--rounds", "1", "--seconds", "0.02"],
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        cwd=HERE.parents[1],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert not done.stderr
+    requests, _, chunks = done.stdout.partition("CPU for a chunk")
+    assert [row.name for row in NAMES if f" {row.name} " not in requests] == []
+    assert [row.name for row in STREAMED if f" {row.name} " not in chunks] == []
 
 
 def results(nginx_cpu: list[float], accelerd_cpu: list[float], wakeups: float = 0.0) -> Results:

@@ -387,8 +387,13 @@ async def test_an_error_in_a_stream_of_messages_has_its_shape(tmp_path: Path) ->
         (b'["model"]', b'["model"]'),
         (b'{"response":{"response":{"model":"theirs"}}}', b'{"response":{"response":{"model":"theirs"}}}'),
         (b'{"response":' * 100_000, b'{"response":' * 100_000),
+        (b'{"x": {"model": "theirs"}, "model": "theirs"}', b'{"x":{"model": "theirs"},"model":"mine"}'),
+        (b'{ "model" :\t"a \\"b" , "y": 1}', b'{ "model" :\t"mine" , "y": 1}'),
+        (b'{"y": "\\"model\\": \\"x\\"", "model": "x"}', b'{"y": "\\"model\\": \\"x\\"", "model": "mine"}'),
+        (b'{"model": "theirs"} "model"', b'{"model": "theirs"} "model"'),
+        (b'{"model": "theirs", }', b'{"model": "theirs", }'),
     ],
-    ids=range(9),
+    ids=range(14),
 )
 def test_a_response_carries_the_name_that_clients_know(said: bytes, expected: bytes) -> None:
     assert renamed(said, "mine") == expected

@@ -202,6 +202,50 @@ async def test_requests_are_shared_by_weight(tmp_path: Path) -> None:
 
 
 @on_both_loops
+async def test_the_usual_case_shares_as_all_others_do(tmp_path: Path) -> None:
+    """Whether all that share are free, or somebody is at work elsewhere so that each is looked at."""
+    route = Route("r", deployments=(Deployment("a", weight=3), Deployment("b", weight=2), Deployment("c")))
+    orders = []
+    for busy in (False, True):
+        folder = tmp_path / str(busy)
+        folder.mkdir()
+        async with table(folder, route) as b, await b.client() as client:
+            answers(b, {})
+            for name in "abc":
+                await client.ask(body=chat(name))
+            b.gateway.router._scheduler.alone = lambda name, busy=busy, real=b.scheduler.alone: not busy and real(name)  # type: ignore[method-assign]
+            orders.append([await who(client) for _ in range(12)])
+    assert orders[0] == orders[1]
+    assert Counter(orders[0]) == {"a 1": 6, "b 1": 4, "c 1": 2}
+
+
+@on_both_loops
+async def test_requests_that_come_at_once_are_shared(tmp_path: Path) -> None:
+    """Each is counted where it goes before the next one is routed, also where it has to wait there."""
+    models = [ModelSpec(name, path=f"/{name}.gguf", parallel=1) for name in "ab"]
+    route = Route("r", deployments=(Deployment("a"), Deployment("b")))
+    async with bench(tmp_path, models=models, routes=[route]) as b, await b.client() as first:
+        for name in "ab":
+            assert (await first.ask(body=chat(name))).status == 200
+        b.engine.script = b.engine.never
+        clients = [await b.client() for _ in range(12)]
+
+        def there(name: str) -> int:
+            now = b.scheduler.snapshot(name)
+            return now.leases + now.queue
+
+        for client in clients[:4]:
+            client.send(request(body=chat("b")))
+        await until(lambda: there("b") == 4, "they wait for b")
+        for client in clients[4:]:
+            client.send(request(body=chat("r")))
+        await until(lambda: there("a") + there("b") == 12, "all have come")
+        assert (there("a"), there("b")) == (6, 6)
+        for client in clients:
+            await client.vanish()
+
+
+@on_both_loops
 async def test_what_is_loaded_goes_before_what_is_not(tmp_path: Path) -> None:
     route = Route("r", deployments=(Deployment("a", weight=9), Deployment("b")))
     async with table(tmp_path, route) as b, await b.client() as client:

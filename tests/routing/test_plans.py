@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from accelerd.config.complexity import TierMembers
 from accelerd.config.model import ModelSpec, Price, Route
 from accelerd.config.routes import Deployment
+from accelerd.config.variants import Variant
 from accelerd.routing.balance import Balance
 from accelerd.routing.choice import Decision, Elsewhere, Now, decide, known
 from accelerd.routing.directory import Directory
@@ -158,13 +159,63 @@ def test_the_favourite_is_who_would_be_chosen_while_it_is_free() -> None:
         (Route("r", ("inner", "a")), "b", ("r", "inner")),
         (Route("r", ("a",), session_affinity=True), "", ()),
         (Route("r", ("a", "b"), prefer="efficiency"), "", ()),
-        (TWO_ORDERS, "", ()),
+        (TWO_ORDERS, "", ("r",)),
         (Route("r", tiers=TierMembers(simple=("a",))), "", ()),
     ):
         plan = Directory(plain, [route, inner]).plan(route)
         assert (plan.favourite, plan.way) == (name, way)
+        assert bool(plan.equals) is (route is TWO_ORDERS)
         decision = chosen([route, inner])
         assert not name or (decision.model, decision.routes) == (name, way)
+
+
+@pytest.mark.parametrize(
+    ("state", "displaces", "expected"),
+    [
+        ({"leases": 0, "queue": 1}, "", "b"),
+        ({"leases": 0, "queue": 9}, "", "b"),
+        ({"leases": 0, "queue": 9}, "b", "a"),
+        ({"leases": 0, "queue": 0}, "", "a"),
+        ({"leases": 1, "queue": 9, "state": State.READY}, "", "a"),
+    ],
+)
+def test_while_requests_wait_for_one_that_starts_its_equal_is_loaded_beside_it(
+    state: dict[str, Any], displaces: str, expected: str
+) -> None:
+    states = {"a": {"state": State.STARTING, **state}, "b": COLD}
+    route = Route("r", deployments=deployments(("a", 1, 1), ("b", 1, 1)))
+    assert chosen([route], states=states, displaces=lambda name: name == displaces).model == expected
+
+
+@pytest.mark.parametrize(("queue", "expected"), [((5, 0), "b"), ((0, 5), "a"), ((2, 1), "b")])
+def test_equals_on_one_device_are_told_apart_by_their_own_queues(queue: tuple[int, int], expected: str) -> None:
+    states = {name: {"device": GPU, "leases": 1, "queue": number} for name, number in zip("ab", queue, strict=True)}
+    route = Route("r", deployments=deployments(("a", 1, 1), ("b", 1, 1)))
+    assert chosen([route], states=states).model == expected
+    others = {"device": NPU, "leases": 1, "queue": 9}
+    assert (
+        chosen([route], states={**states, expected: {**states[expected], "device": NPU}, "c": others}).model != expected
+    )
+
+
+def test_one_model_by_two_of_its_variants_has_two_shares() -> None:
+    short, long = Variant("short"), Variant("long")
+    model = ModelSpec("a", path="/m", variants=(short, long))
+    route = Route("r", deployments=deployments(("short", 1, 1), ("long", 1, 2)))
+    plan, balance = Directory([model], [route]).plan(route), Balance()
+    served = []
+    for _ in range(6):
+        decision = decide(plan, Now(known([seen("a")]), fits, balance=balance))
+        served.append(decision.variants)
+        balance.taken(*decision.draws)
+    assert sorted(served, key=str) == [(long,)] * 4 + [(short,)] * 2
+
+
+def test_between_models_of_different_prices_there_is_more_to_decide() -> None:
+    models = [ModelSpec("a", path="/m", price=Price(1.0)), ModelSpec("b", path="/m"), ModelSpec("c", path="/m")]
+    for names, alike in (("ab", False), ("bc", True)):
+        route = Route("r", deployments=tuple(map(Deployment, names)))
+        assert bool(Directory(models, [route]).plan(route).equals) is alike
 
 
 def test_what_a_member_does_not_mean_any_more_is_passed_over() -> None:

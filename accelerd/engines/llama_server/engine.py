@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import operator
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -140,6 +141,7 @@ class LlamaServer(Engine):
         self._files = files.FileReader(self._environ, self._forecaster.reader)
         self._settled: dict[str, Settled] = {}  # by model, of its last plan
         self._seen: dict[str, files.SeenFiles] = {}  # by model
+        self._traits: dict[str, tuple[tuple[object, ...], Traits]] = {}  # by model: of what, and what
         self._served: dict[str, Served] = {}  # by model
         self._fixed: dict[str, FixedServer] = {}  # by model, as it was seen last
         self._absent: dict[tuple[str | int, ...], frozenset[Task]] = {}  # by a program's identity
@@ -326,7 +328,15 @@ class LlamaServer(Engine):
         return self._forecaster.suggest_smaller(spec, room)
 
     def traits(self, spec: ModelSpec) -> Traits:
-        """By its settings and what its files and its server say."""
+        """By its settings and what its files and its server say. Made once for the same: routes ask at each request."""
+        name = spec.name
+        basis = spec, self._seen.get(name), self._served.get(name), self._forecaster.known(name)
+        made = self._traits.get(name)
+        if made is None or any(map(operator.is_not, made[0], basis)):
+            made = self._traits[name] = basis, self._traits_of(spec)
+        return made[1]
+
+    def _traits_of(self, spec: ModelSpec) -> Traits:
         device = "cpu" if spec.gpu_layers == 0 else ""
         if spec.home == "container":  # which knows by itself what it runs: its server says what it cannot do
             return Traits(GENERATES | {"embeddings", "rerank", "transcription"}, device=device)

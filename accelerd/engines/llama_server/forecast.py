@@ -143,6 +143,10 @@ class Forecaster:
             source = f"{need.source}; {beside}" if unknown else need.source
             yield replace(need, context=context, source=source)
 
+    def known(self, name: str) -> ForecastInputs | None:
+        """What the last forecast of the model was made of."""
+        return self._known.get(name)
+
     def context(self, spec: ModelSpec) -> int | None:
         """The context that the model gets where there is room for it, as far as that is known."""
         known = self._known.get(spec.name)
