@@ -27,6 +27,8 @@ TOO_LONG: Final = "context_length_exceeded"  # the code of errors for a prompt t
 NO_DIALECT: Final = Dialect()
 MESSAGES: Final = ANTHROPIC  # and not what is below it: only this one streams
 MAX_HIDDEN: Final = 64 << 10  # bytes: a longer response with status 200 is not checked for an error
+NO_REASON: Final = "no reason given"
+MAX_READ: Final = 4 << 10  # bytes of an error that is a text or a page
 MAX_QUOTED: Final = 400  # characters of an engine's own message that the client gets
 # What a response of the Responses API has, beside what is known of it.
 RESPONSE: Final[Json] = {
@@ -45,13 +47,11 @@ RESPONSE: Final[Json] = {
 def corrected_error(
     status: int, body: bytes, path: str, model: str, dialect: Dialect = NO_DIALECT, trained: int | None = None
 ) -> tuple[int, bytes]:
-    """An engine's error as clients of that path expect it; what is none in its words stays as it is.
+    """An engine's error as clients of that path expect it, whatever it has answered with: JSON, text or a page.
 
     `trained`: see Traits.
     """
-    error = _error_in(body, path)
-    if error is None:
-        return status, body
+    error = _error_in(body, path) or _error_of(status, body)
     message = str(error.get("message"))
     if status == 500 and dialect.request_faults and re.search(dialect.request_faults, message):
         status = 400
@@ -122,6 +122,23 @@ def _error_in(body: bytes, path: str) -> Json | None:
     return error if isinstance(error, dict) else None
 
 
+def _error_of(status: int, body: bytes) -> Json:
+    """The error in what has not the shape of one: in another field of an object, else the first line of a text."""
+    try:
+        answer = from_json(body, dict[str, Any])
+    except msgspec.DecodeError:
+        answer = {}
+    told = next((one for key in ("error", "message", "detail") if isinstance(one := answer.get(key), str) and one), "")
+    if not (told or answer):
+        text = body[:MAX_READ].decode("utf-8", "replace")
+        title = re.search(r"<title[^<>]*>([^<>]+)", text, re.I)
+        lines = [title[1]] if title is not None else re.sub(r"<[^<>]*>", "\n", text).splitlines()
+        told = next((line for line in lines if line.strip()), "")
+    message = " ".join(told.split())[:MAX_QUOTED] or NO_REASON
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"message": message, "type": kind, "param": None, "code": None}
+
+
 def _too_long(error: Json, path: str, model: str, trained: int | None) -> str:
     text, tokens, limit = error.get("message"), error.get("n_prompt_tokens"), error.get("n_ctx")
     if path.startswith(ANTHROPIC) and tokens and limit:  # Claude Code shortens its conversation when it reads this
@@ -177,10 +194,7 @@ def error_event(error: AccelError, path: str, correction: Correction | None = No
 
 
 def refusal_event(corrected: bytes, path: str, model: str) -> bytes:
-    """An engine's corrected error as events. An error of accelerd's own if it is none."""
-    if _error_in(corrected, path) is None:
-        text = "the engine refused the request without giving a reason"
-        return error_event(AccelError("upstream_failed", text), path)
+    """An engine's corrected error as events."""
     return _events(msgspec.json.decode(corrected), path, model)
 
 

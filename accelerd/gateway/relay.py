@@ -272,8 +272,7 @@ class Relay:
         """Send a whole response in the name of the leased model, corrected. AccelError if it cannot be translated."""
         assert self.lease is not None
         if status >= 400:
-            status, body = self._corrected(status, body)
-            content_type = content_type if self.translated is None else JSON_TYPE.encode()
+            (status, body), content_type = self._corrected(status, body), JSON_TYPE.encode()
         elif self.translated is not None:
             body, content_type = self.translated.answer(body), JSON_TYPE.encode()
         else:

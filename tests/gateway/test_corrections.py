@@ -103,10 +103,27 @@ def test_the_engines_own_failures_stay_its_own(message: str) -> None:
     assert corrected_error(500, said(message), CHAT, "m", DIALECT)[0] == 500
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"error":"text"}', b'{"detail":1}', b"[" * 100_000, b"\xff"])
-def test_what_is_no_error_of_theirs_stays_as_it_is(body: bytes) -> None:
-    for path in BODIES:
-        assert corrected_error(500, body, path, "m", DIALECT) == (500, body)
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "no reason given"), (b"<html>", "no reason given"), (b"[]", "[]"), (b"\xff", "\ufffd"),
+        (b'{"error":"text"}', "text"), (b'{"detail":1}', "no reason given"), (b'{"detail":"Not Found"}', "Not Found"),
+        (b'{"object":"error","message":"no such model","code":404}', "no such model"),
+        (b'{"error":"Input validation error","error_type":"Validation"}', "Input validation error"),
+        (b"\r\n  no  'file'\tfield\r\nmore\n", "no 'file' field"), (b"x" * 100_000, "x" * 400),
+        (b"<!doctype html><style>a{}</style>\n<title>502 Bad Gateway</title><h1>nginx</h1>", "502 Bad Gateway"),
+        (b"[" * 100_000, "[" * 400),
+    ],
+    ids=range(13),
+)  # fmt: skip
+def test_whatever_an_engine_says_is_an_error_of_the_api(body: bytes, message: str) -> None:
+    for path in (*BODIES, "/v1/audio/transcriptions"):
+        status, said = corrected_error(400, body, path, "m", DIALECT)
+        error = json.loads(said)["error"]
+        assert (status, error["message"], error["type"]) == (400, message, "invalid_request_error")
+    assert json.loads(corrected_error(503, body, CHAT, "m")[1])["error"]["type"] == "server_error"
+    assert json.loads(corrected_error(503, body, MESSAGES, "m")[1])["error"]["type"] == "overloaded_error"
+    assert json.loads(corrected_error(400, body, "/api/chat", "m")[1]) == {"error": message}
 
 
 def test_a_refusal_for_length_has_openais_code_and_names_the_key() -> None:

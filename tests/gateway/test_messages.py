@@ -117,7 +117,7 @@ async def test_an_engine_that_dies_in_a_stream_is_an_error_event(tmp_path: Path,
     ("answer", "said"),
     [
         (b'{"error":{"code":400,"message":"too long","type":"exceed_context_size_error"}}', "too long"),
-        (b"<html>", "refused"),
+        (b"<html>", "no reason given"),
     ],
 )
 @on_both_loops

@@ -80,7 +80,7 @@ class TranslatedResponse(Struct, frozen=True):
             found = from_json(body, dict[str, Any])
         except msgspec.DecodeError:
             found = {}
-        return msgspec.json.encode({"error": error_in(found.get("error"))})
+        return msgspec.json.encode({"error": error_in(found["error"])}) if found.get("error") else body
 
     def stream(self) -> StreamTranslator:
         """For a stream of events."""
