@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from accelerd.config import values as toml
-from accelerd.config.keys import array, key
+from accelerd.config.keys import array, each_once, key
 from accelerd.config.problems import closest
 
 CommandTask = Literal[
@@ -62,6 +62,10 @@ def _variable(value: str) -> str:
     return value
 
 
+def _before_equals(pair: str) -> str:
+    return pair.partition("=")[0]
+
+
 @dataclass(frozen=True)
 class CommandSettings:
     """How engine = "command" starts a program that serves HTTP, and what the program can do."""
@@ -77,23 +81,25 @@ class CommandSettings:
         "too. {{x}} is literally {x}.",
     )
     environment: tuple[str, ...] = key(
-        array(toml.argument(_with(PLACEHOLDERS, _variable))),
+        each_once(toml.argument(_with(PLACEHOLDERS, _variable)), _before_equals, "error"),
         (),
         'Variables with placeholders, such as "OLLAMA_HOST=127.0.0.1:{port}"; all others are written in `env`.',
     )
     inherit: tuple[str, ...] = key(
-        array(toml.EnvName),
+        each_once(toml.EnvName),
         (),
         "Variables that it takes over from accelerd's own environment, beside PATH, HOME, the language and what "
         "chooses GPUs.",
     )
     api: tuple[CommandTask, ...] = key(
-        array(CommandTask),
+        each_once(CommandTask),
         (),
         'What it can do, as in `capabilities` of GET /v1/models; "ollama" is a chat by Ollama\'s API (/api/chat).',
     )
     paths: tuple[str, ...] = key(
-        array(toml.PathPair), (), 'Paths that differ from OpenAI\'s, such as "/v1/rerank=/rerank".'
+        each_once(toml.PathPair, _before_equals, "error"),
+        (),
+        'Paths that differ from OpenAI\'s, such as "/v1/rerank=/rerank".',
     )
     served_name: str | None = key(
         toml.line(_with(IN_REQUESTS)),

@@ -7,10 +7,10 @@ from enum import StrEnum
 from typing import Any, Final, Literal
 
 from accelerd.config import values as toml
-from accelerd.config.keys import array, described, key, table
+from accelerd.config.keys import array, described, each_once, key, table
 
-MEMBERS: Final = toml.Name | array(toml.Name)
-WORDS: Final = array(toml.TextLine)
+MEMBERS: Final = toml.Name | each_once(toml.Name)
+WORDS: Final = each_once(toml.Phrase)
 
 
 class Tier(StrEnum):
@@ -85,10 +85,9 @@ class KeywordRule:
 
 def _rule(values: dict[str, Any]) -> KeywordRule:
     """ValueError with what completes "expected …"."""
-    keywords = tuple(word for each in values.get("keywords", ()) if (word := each.strip()))
-    if not keywords or "tier" not in values:
+    if not values.get("keywords") or "tier" not in values:
         raise ValueError('a table with keywords = ["…"] and tier = "…"')
-    return KeywordRule(keywords, Tier(values["tier"]))
+    return KeywordRule(tuple(word.strip() for word in values["keywords"]), Tier(values["tier"]))
 
 
 def rule_tables(rules: tuple[KeywordRule, ...]) -> list[dict[str, Any]]:

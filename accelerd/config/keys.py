@@ -6,10 +6,10 @@ into the msgspec struct that validation (walk.py), the JSON Schema and the docum
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import field, fields
 from types import GenericAlias
-from typing import Annotated, Any, Final, TypeVar, cast
+from typing import Annotated, Any, Final, Literal, TypeVar, cast
 
 import msgspec
 from msgspec import Meta, Struct
@@ -33,6 +33,18 @@ def described(toml: Any, description: str, **limits: Any) -> Any:
 
 def array(toml: Any) -> Any:
     return GenericAlias(list, (toml,))
+
+
+class Once(Struct, frozen=True):
+    """An array whose elements have names, of which each may stand there once."""
+
+    name: Callable[[Any], str]  # of an element, in the program's unit
+    severity: Literal["error", "warning"]  # warning: all but the first are left out
+
+
+def each_once(toml: Any, name: Callable[[Any], str] = str, severity: Literal["error", "warning"] = "warning") -> Any:
+    """The type of such an array."""
+    return Annotated[array(toml), Meta(extra={"once": Once(name, severity)})]
 
 
 def named(names: Any, toml: Any) -> Any:

@@ -7,7 +7,6 @@ the daemon calls it on a worker thread. Must never change a file or keep state.
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import stat
@@ -24,7 +23,10 @@ from accelerd.config.walk import ConfigEntries, PathBase, TreeWalker
 
 _LARGEST: Final = 4 << 20  # bytes; larger files are refused
 DISK_PATIENCE: Final = 0.5  # s
-_TWICE: Final = re.compile(r"cannot declare (\(.*\)) twice")
+_TWICE: Final = re.compile(
+    r"cannot (?:declare .* twice|overwrite a value|mutate immutable namespace .*|redefine namespace .*)"
+    r"|duplicate inline table key .*"
+)
 _TABLE: Final = re.compile(r"\s*\[\s*(\w+)\.[^\"']*\]\s*(#.*)?")
 _END: Final = "expected newline or end of document after a statement"
 _BARE: Final = ("invalid value", "unclosed array", _END)
@@ -169,16 +171,32 @@ def parse(source: Source) -> tuple[dict[str, Any] | None, Problem | None]:
         if place is None:
             return None, Problem(source.name, None, "", f"invalid TOML: {message}")
         message = message[: place.start()]
-        if (twice := _TWICE.fullmatch(message)) is not None:  # tomllib writes the table as a Python tuple
-            message = f"[{key_text(ast.literal_eval(twice[1]))}] is declared twice"
-        elif message == "cannot overwrite a value":
-            message = "this is set twice"
-        elif place[1] is not None:
+        if _TWICE.fullmatch(message) and (twice := _twice(source, place)) is not None:
+            return None, twice
+        if place[1] is not None:
             message += _unquoted(message, source.text.split("\n")[int(place[1]) - 1], int(place[2]))
         if place[1] is None:
             line = source.text.rstrip("\n").count("\n") + 1
             return None, Problem(source.name, line, "", f"invalid TOML: {message} at the end of the file")
         return None, Problem(source.name, int(place[1]), "", f"invalid TOML: {message}", column=int(place[2]))
+
+
+def _twice(source: Source, place: re.Match[str]) -> Problem | None:
+    """What is set or declared twice, with both places: tomllib names only the second one."""
+    lines = (source.text or "").split("\n")
+    at = int(place[1] or len(lines))
+    found = positions.repeated(lines[:at])
+    if found is None:
+        return None
+    name, first = key_text(found.path), f"in line {found.first}"
+    if found.whole:
+        text = f"{name} has its value {first} already, and nothing can be added to it here"
+    elif lines[found.again - 1].lstrip().startswith("["):
+        text = f"[{name}] is declared twice, first {first}"
+    else:
+        text = f"{name} is set twice, first {first}"
+    column = int(place[2]) if place[1] and at == found.again else None
+    return Problem(source.name, found.again, "", f"invalid TOML: {text}", column=column)
 
 
 def _unquoted(message: str, line: str, column: int) -> str:

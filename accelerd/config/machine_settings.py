@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from accelerd.config import values as toml
-from accelerd.config.keys import array, key, named, table
+from accelerd.config.keys import each_once, key, named, table
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class MemorySettings:
     )
     gpu_reserve: int = key(toml.Size, 256 << 20, "Memory of each GPU to keep free of models.")
     yield_on: tuple[toml.YieldSignal, ...] = key(
-        array(toml.YieldSignal),
+        each_once(toml.YieldSignal),
         ("gamemode",),
         'Free the GPUs, as `accelctl yield` does, while a game uses GameMode ("gamemode") or before the system sleeps '
         '("sleep").',

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from accelerd.config import values as toml
 from accelerd.config.command import CommandSettings
-from accelerd.config.keys import about, array, described, key, launch_fields, named, table
+from accelerd.config.keys import about, array, described, each_once, key, launch_fields, named, table
 from accelerd.config.lora import ADAPTERS, LoraAdapter, adapter_tables
 from accelerd.config.machine_settings import DesktopSettings, MemorySettings, PerformanceSettings
 from accelerd.config.problems import Source
@@ -165,7 +165,9 @@ class ModelSpec:
     ubatch: int | None = key(int, None, "Physical batch size, in tokens; at most `batch`.", ge=1, le=1 << 20)
     threads: int | None = key(int, None, "Number of CPU threads.", ge=1, le=4096)
     gpus: tuple[str, ...] | None = key(
-        array(toml.Slot), None, "The GPUs that the model may use, by PCI slot. Default: any on which it fits."
+        each_once(toml.Slot, severity="error"),
+        None,
+        "The GPUs that the model may use, by PCI slot. Default: any on which it fits.",
     )
     split_mode: Literal["none", "layer", "row", "tensor"] | None = key(
         Literal["none", "layer", "row", "tensor"],
@@ -279,7 +281,7 @@ class ModelSpec:
         toml.Name, None, 'With engine = "remote": which of the [remotes] answers.', model_only=True
     )
     capabilities: tuple[RemoteTask, ...] = key(
-        array(RemoteTask),
+        each_once(RemoteTask),
         (),
         'With engine = "remote": what the model can do. Default: what its remote says of it, else chat, completions, '
         "embeddings, tools and vision.",
@@ -303,9 +305,11 @@ class ModelSpec:
     )
     container: str | None = key(toml.ContainerName, None, "Name of the toolbox, distrobox or existing container.")
     image: str | None = key(toml.Image, None, "Image for podman or docker.")
-    devices: tuple[str, ...] = key(array(toml.Device), (), "Devices to pass to podman or docker.")
+    devices: tuple[str, ...] = key(each_once(toml.Device), (), "Devices to pass to podman or docker.")
     mounts: tuple[str, ...] = key(
-        array(toml.Mount), (), "Directories that podman or docker mounts, in addition to the directory of the model."
+        each_once(toml.Mount),
+        (),
+        "Directories that podman or docker mounts, in addition to the directory of the model.",
     )
     survive: bool = key(
         bool, True, "Keep the model loaded while accelerd restarts, is upgraded or crashes, if its home supports it."
@@ -402,7 +406,7 @@ class ServerSettings:
     """Who may connect, from where, and time limits of connections."""
 
     listen: tuple[str, ...] = key(
-        array(toml.Address),
+        each_once(toml.Address, severity="error"),
         ("127.0.0.1:4000", "[::1]:4000"),
         "Addresses to listen on. An address that other machines can reach requires key_file.",
     )
@@ -410,17 +414,17 @@ class ServerSettings:
         toml.Name, None, "The model or route for requests that name no model, if it can. Not needed with one model."
     )
     default_fallbacks: tuple[str, ...] = key(
-        array(toml.Name),
+        each_once(toml.Name),
         (),
         "Models and routes that answer, one after the other, what no model of what was asked for can answer. A variant "
         "of a model that was asked for is not asked again.",
     )
     allowed_hosts: tuple[str, ...] = key(
-        array(toml.Host),
+        each_once(toml.Host),
         (),
         "Host names that clients may use for this server, in addition to localhost and the addresses in listen.",
     )
-    allowed_origins: tuple[str, ...] = key(array(toml.WebOrigin), (), "Web origins whose pages may use the API.")
+    allowed_origins: tuple[str, ...] = key(each_once(toml.WebOrigin), (), "Web origins whose pages may use the API.")
     key_file: str | None = key(
         toml.FilePath,
         None,

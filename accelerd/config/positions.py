@@ -1,16 +1,17 @@
 """Finds the line of every key in a TOML document, which tomllib does not report.
 
 Owns a skeleton scanner over text that tomllib has already accepted; it follows keys, tables, arrays and inline tables
-and skips over values without reading them. Must never judge the document. Calls nobody.
+and skips over values without reading them. Judges the document only in that it knows what is set again. Calls nobody.
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import count
-from typing import Final
+from typing import Final, NamedTuple
 
 from accelerd.base.errors import InternalError
 
@@ -38,11 +39,32 @@ def find(text: str) -> dict[KeyPath, int]:
     return scanner.lines
 
 
+class Repeated(NamedTuple):
+    """A key or table that was set before."""
+
+    path: KeyPath
+    first: int  # line
+    again: int  # line
+    whole: bool  # it had a value of its own, and now a key in it is set
+
+
+def repeated(lines: Sequence[str]) -> Repeated | None:
+    """What is set again at the end of these lines, which are valid but for that."""
+    scanner = _Scanner("\n".join(lines))
+    with suppress(InternalError):  # the rest of a statement is missing
+        scanner.document()
+    return scanner.repeated[-1] if scanner.repeated else None
+
+
 class _Scanner:
     def __init__(self, text: str) -> None:
         self.text = text
         self.at = 0
         self.lines: dict[KeyPath, int] = {}
+        self.repeated: list[Repeated] = []
+        self._values: set[KeyPath] = set()
+        self._headers: set[KeyPath] = set()
+        self._dotted: set[KeyPath] = set()  # tables that dotted keys have made
         self._tables: dict[KeyPath, int] = {}  # elements so far of each array of tables
         self._line, self._counted = 1, 0
 
@@ -67,9 +89,14 @@ class _Scanner:
         path: KeyPath = ()
         for part in parts[:-1]:
             path = self._newest((*path, part))
+            self._inside_a_value(path, line)
             self.lines.setdefault(path, line)
         path = (*path, parts[-1])
+        tables = self._tables if brackets == 1 else ()
+        if self._set(path) or path in tables:
+            self.repeated.append(Repeated(path, self.lines[path], line, False))
         if brackets == 1:
+            self._headers.add(path)
             self.lines[path] = line
             return path
         index = self._tables.get(path, 0)
@@ -84,12 +111,28 @@ class _Scanner:
     def _pair(self, prefix: KeyPath) -> None:
         """key = value, below `prefix`."""
         line = self._line_here()
-        path = prefix
-        for part in self._key():
+        path, parts = prefix, self._key()
+        for part in parts[:-1]:
             path = (*path, part)
+            self._inside_a_value(path, line)
+            if path in self._headers:
+                self.repeated.append(Repeated(path, self.lines[path], line, False))
+            self._dotted.add(path)
             self.lines.setdefault(path, line)
+        path = (*path, parts[-1])
+        if self._set(path):
+            self.repeated.append(Repeated(path, self.lines[path], line, False))
+        self._values.add(path)
+        self.lines.setdefault(path, line)
         self._match(_EQUALS)
         self._value(path)
+
+    def _set(self, path: KeyPath) -> bool:
+        return path in self._values or path in self._headers or path in self._dotted
+
+    def _inside_a_value(self, path: KeyPath, line: int) -> None:
+        if path in self._values:
+            self.repeated.append(Repeated(path, self.lines[path], line, True))
 
     def _key(self) -> list[str]:
         """One dotted key; stops behind it and the space that follows."""

@@ -55,7 +55,7 @@ def routes(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Iter
             place = where(entries[*path, written[0]])
             text = f"set either {written[0]} or {written[1]}, not both; {written[0]} is set, too ({place})"
             yield problem_at(entries[*path, written[1]], (*path, written[1]), text)
-        elif not config.routes[name].members and not any(INVALID in _values(entries, at) for at in _lists(path)):
+        elif not config.routes[name].members and not any(_wrong(entries, at) for at in _lists(path)):
             yield problem_at(entries[*path, written[0]], (*path, written[0]), "expected at least one model")
         for at in _lists(path):
             yield from _known(entries, at, known)
@@ -106,7 +106,8 @@ def idle_fallbacks(entries: ConfigEntries, config: Config) -> Iterator[Problem]:
         before = {meant.get(member, member) for member in members}
         entry = entries.get(path)
         for index, (name, line) in enumerate(entry.items if entry is not None else ()):
-            target = meant.get(name) if isinstance(name, str) else None
+            repeated = entry is not None and name in [one for one, _ in entry.items[:index]]  # walk.py tells that
+            target = meant.get(name) if isinstance(name, str) and not repeated else None
             if entry is not None and target is not None and target in before:
                 what = "is" if target == name else f"is a variant of {target}, which is"
                 text = f"has no effect: {name} {what} asked before, and cannot answer by another name either"
@@ -120,6 +121,10 @@ def _values(entries: ConfigEntries, path: KeyPath) -> list[Any]:
     if entry is None:
         return []
     return [value for value, _ in entry.items] or ([entry.value] if not isinstance(entry.value, tuple) else [])
+
+
+def _wrong(entries: ConfigEntries, path: KeyPath) -> bool:
+    return path in entries and entries[path].value is INVALID
 
 
 def _named_in(entries: ConfigEntries, path: KeyPath) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from accelerd.config import values as toml
 from accelerd.config.complexity import ComplexitySettings, TierMembers, complexity_of, members_of
-from accelerd.config.keys import array, described, key, table
+from accelerd.config.keys import array, described, each_once, key, table
 from accelerd.config.variants import VARIANTS, Variant
 
 
@@ -38,12 +38,14 @@ def deployment_tables(deployments: tuple[Deployment, ...]) -> list[dict[str, Any
     return [{"model": one.model, "order": one.order, "weight": one.weight} for one in deployments]
 
 
-DEPLOYMENTS = array(
+DEPLOYMENTS = each_once(
     described(
         table(Deployment),
         "",
         extra={"parse": _deployment, "expects": 'a table such as {model = "big", order = 1, weight = 3}'},
-    )
+    ),
+    lambda deployment: deployment.model,
+    "error",
 )
 
 
@@ -53,7 +55,7 @@ class Route:
 
     name: str
     models: tuple[str, ...] = key(
-        array(toml.Name),
+        each_once(toml.Name),
         (),
         "Models and routes in order of preference. While the device of a model is busy, requests go to the next one.",
     )
@@ -80,12 +82,12 @@ class Route:
         table(ComplexitySettings), ComplexitySettings(), "How a route with `tiers` judges requests."
     )
     fallbacks: tuple[str, ...] = key(
-        array(toml.Name),
+        each_once(toml.Name),
         (),
         "Models and routes that answer, one after the other, if none of the route's own can.",
     )
     context_fallbacks: tuple[str, ...] = key(
-        array(toml.Name),
+        each_once(toml.Name),
         (),
         "Models and routes that answer requests that are too long for the model that they would go to. Without it, "
         "another one of the route with a longer context does.",

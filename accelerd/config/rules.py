@@ -265,18 +265,12 @@ def _listening(entries: ConfigEntries, config: Config) -> Iterator[Problem]:
     if entry is not None and entry.usable and not entry.items:
         problem = 'expected at least one address, such as "127.0.0.1:4000"'
         yield Problem(entry.file, entry.line, "server.listen", problem)
-    seen: set[str] = set()
     for index, (address, line) in enumerate(entry.items if entry else ()):
-        if entry is None or address is INVALID:
-            continue
-        key = key_text(("server", "listen", index))
-        if address in seen:
-            yield Problem(entry.file, line, key, f"{address} is listed twice")
-        elif not units.is_loopback(address) and ("server", "key_file") not in entries:
+        exposed = address is not INVALID and not units.is_loopback(address)
+        if entry is not None and exposed and ("server", "key_file") not in entries:
             advice = 'set key_file = "~/.config/accelerd/keys" (one key per line) or listen on 127.0.0.1'
             text = f"{address} can be reached from other machines without a key; {advice}"
-            yield Problem(entry.file, line, key, text)
-        seen.add(address)
+            yield Problem(entry.file, line, key_text(("server", "listen", index)), text)
     if server.key_file is not None and (reason := key_file.read(server.key_file)[1]):
         yield _global(config, "server.key_file", reason)
 

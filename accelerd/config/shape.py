@@ -16,11 +16,14 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from accelerd.config.keys import described, named, table
+from accelerd.config.command import CommandSettings
+from accelerd.config.complexity import ComplexitySettings, TierMembers
+from accelerd.config.keys import Once, described, named, table
 from accelerd.config.model import SECTIONS, Config, LayerTable, ModelSpec, Route
 from accelerd.config.problems import value_text
 from accelerd.config.remotes import Remote
 from accelerd.config.values import Name, Parse
+from accelerd.config.variants import Variant
 
 _PROFILE = ("profile", described(Name | list[Name], "A profile, or several; later ones take precedence."))
 ModelTable = table(ModelSpec, "ModelTable", model_only=True, more=(_PROFILE,), bases=(LayerTable,))
@@ -57,6 +60,8 @@ class SchemaNode(Struct, frozen=True, dict=True):
     show: Parse | None = None  # the program's unit back to what is written
     names: tuple[SchemaNode, SchemaNode] | None = None  # a table with free keys
     item: SchemaNode | None = None  # an array's element
+    once: Once | None = None  # an array's elements may not be repeated
+    choices: tuple[str, ...] = ()  # all there are
     leaf: bool = True
     struct: type[Struct] | None = None  # of a table
 
@@ -83,7 +88,9 @@ def reflect(kind: Any) -> SchemaNode:
     for meta in metas:
         extra |= meta.extra or {}
     node = _reflect_plain(plain, kind, metas)
-    return replace(node, **{key: extra[key] for key in ("expects", "parse", "path", "secret", "show") if key in extra})
+    return replace(
+        node, **{key: extra[key] for key in ("expects", "parse", "path", "secret", "show", "once") if key in extra}
+    )
 
 
 def _reflect_plain(plain: Any, kind: Any, metas: list[msgspec.Meta]) -> SchemaNode:
@@ -96,7 +103,8 @@ def _reflect_plain(plain: Any, kind: Any, metas: list[msgspec.Meta]) -> SchemaNo
     if origin is dict:
         return SchemaNode(kind, "a table", names=(reflect(arguments[0]), reflect(arguments[1])), leaf=False)
     if origin is Literal:
-        return SchemaNode(kind, "one of " + ", ".join(value_text(choice) for choice in arguments))
+        choices = tuple(choice for choice in arguments if isinstance(choice, str))
+        return SchemaNode(kind, "one of " + ", ".join(map(value_text, arguments)), choices=choices)
     if isinstance(plain, type) and issubclass(plain, msgspec.Struct):
         return SchemaNode(kind, "a table", leaf=False, struct=plain)
     words: dict[Any, str] = {
@@ -116,6 +124,7 @@ def _reflect_union(members: list[SchemaNode], kind: Any) -> SchemaNode:
         ", or ".join(member.expects for member in members),
         first.parse if first else None,
         item=next((member.item for member in members if member.item), None),
+        once=next((member.once for member in members if member.once), None),
         leaf=any(member.leaf for member in members),
         struct=next((member.struct for member in members if member.struct), None),
     )
@@ -143,6 +152,15 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "accelerd.toml", **schema}
 
 
+# Tables in those of models and routes, whose keys are no others'.
+INNER: Mapping[str, type[Any]] = {
+    "[models.NAME.command]": CommandSettings,
+    "[models.NAME.variants.OTHER]": Variant,
+    "[routes.NAME.tiers]": TierMembers,
+    "[routes.NAME.complexity]": ComplexitySettings,
+}
+
+
 @cache
 def homes() -> Mapping[str, list[str]]:
     """Key → the sections that know it."""
@@ -160,4 +178,7 @@ def homes() -> Mapping[str, list[str]]:
             add(node, f"[{name}]")
     add((root["engines"].table or {})["llama-server"], "[engines.llama-server]")
     add((root["defaults"].table or {})["sampling"], "sampling = {…}")
+    for section, settings in INNER.items():
+        for key in reflect(table(settings)).table or {}:
+            found.setdefault(key, [section])
     return found

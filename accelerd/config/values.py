@@ -121,6 +121,12 @@ def _one_line(value: str) -> str:
     return value
 
 
+def _phrase(value: str) -> str:
+    if not value.strip() or _CONTROL.search(value):
+        raise ValueError("a word or phrase of at least one letter or sign")
+    return value
+
+
 def _header_name(value: str) -> str:
     if not re.fullmatch("[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}", value) or value.lower() in _OWN_HEADERS:
         raise ValueError(_HEADER_NAME)
@@ -164,6 +170,29 @@ def text(expects: str, parse: Parse) -> Any:
 def anything(expects: str, parse: Parse, show: Parse) -> Any:
     """The type of a value that `parse` judges; in the schema for editors it is a table."""
     return Annotated[Any, Meta(extra={"expects": expects, "parse": parse, "show": show})]
+
+
+# Ends of addresses that are a path of the API, not where its paths begin.
+_API_PATH: Final = re.compile(
+    r"(/(?:chat/completions|completions|embeddings|messages|responses|v1/models|v1/chat|api/(?:chat|generate|tags)))/?$"
+)
+
+
+def _remote_url(value: str) -> str:
+    place, _, rest = value.partition("://")[2].partition("/")
+    if "@" in place:
+        raise ValueError("an address without user and password; a key is written in key_file")
+    if "?" in value or "#" in value:
+        raise ValueError("an address without what begins with ? or #; a key is written in key_file")
+    if not _REMOTE_URL.fullmatch(value):
+        raise ValueError(REMOTE_URL)
+    try:
+        _port_is_one(value)
+    except ValueError:
+        raise ValueError(REMOTE_URL) from None
+    if path := _API_PATH.search(f"/{rest}"):
+        raise ValueError(f'an address without "{path[1]}" at its end, which accelerd adds itself')
+    return value
 
 
 def _no_nul(value: str) -> str:
@@ -238,6 +267,8 @@ def _format_sizes(sizes: tuple[int, ...] | None) -> Any:
 
 
 _AUTHORITY: Final = r"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
+_REMOTE_URL: Final = re.compile(rf"https?://{_AUTHORITY}(?:/[A-Za-z0-9._~/-]*)?")
+REMOTE_URL: Final = 'the address of a server, such as "https://mac.lan:1234/v1" (http or https, a port up to 65535)'
 _HEADER_NAME = 'the name of a header that is not about the connection or the body, such as "X-Team"'
 _OWN_HEADERS = frozenset(
     ("host", "connection", "content-length", "content-type", "transfer-encoding", "accept-encoding", "expect", "te",
@@ -286,14 +317,9 @@ WebOrigin = _text(
     r"[a-z][a-z0-9+.-]*://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?",
     'an origin such as "https://chat.example.org" (scheme and host, no path, no "*")',
 )
-RemoteUrl = _text(
-    rf"https?://{_AUTHORITY}(?:/[A-Za-z0-9._~/-]*)?",
-    'the address of a server, such as "https://mac.lan:1234/v1" (http or https, a port up to 65535, no user, no query; '
-    "a key is written in key_file)",
-    json=True,
-    secret=True,  # it may have a password
-    check=_port_is_one,
-)
+RemoteUrl = Annotated[
+    str, _type(REMOTE_URL, _remote_url, f"^{_REMOTE_URL.pattern}$", secret=True)  # it may have a password
+]
 ProxyUrl = _text(
     rf"http://{_AUTHORITY}/?",
     'the address of an HTTP proxy, such as "http://proxy.lan:3128", without user',
@@ -335,6 +361,7 @@ Argument = Annotated[str, _type("a string: one argument", _no_nul, secret=True)]
 EnvName = _text("[A-Za-z_][A-Za-z0-9_]*", "a variable's name of letters, digits and _", json=True)
 EnvValue = Annotated[str, _type("a string", _no_nul, secret=True)]
 TextLine = Annotated[str, _type("a text on one line", _one_line)]
+Phrase = Annotated[str, _type("a word or phrase", _phrase)]
 _URL_PATH: Final = r"/[\x21-z|~]{0,255}"  # without braces
 UrlPath = _text(_URL_PATH, 'a path such as "/health", without placeholders and other braces')
 PathPair = _text(

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from accelerd.config import values as toml
-from accelerd.config.keys import array, described, key, named, table
+from accelerd.config.keys import array, described, each_once, key, named, table
 
 FieldPath = tuple[str, ...]  # ("chat_template_kwargs", "enable_thinking")
 Fields = tuple[tuple[FieldPath, bytes], ...]  # with values as JSON
@@ -75,7 +75,7 @@ class Variant:
     )
     remove: tuple[FieldPath, ...] = key(
         described(
-            array(toml.text('the name of a field such as "seed"', _path)),
+            each_once(toml.text('the name of a field such as "seed"', _path), ".".join),
             "",
             extra={"show": lambda paths: [".".join(path) for path in paths]},
         ),

@@ -6,7 +6,7 @@ at a time, with a suggestion for one that does not exist; rules.py checks what i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from enum import Enum
 from typing import Any, Final
 
@@ -17,35 +17,7 @@ from accelerd.config import shape
 from accelerd.config.positions import KeyPath
 from accelerd.config.problems import Problem, Severity, closest, did_you_mean, key_text, kind_text, value_text
 from accelerd.config.shape import SchemaNode
-
-# names that llama-server, llama-swap, Ollama and LiteLLM use
-SYNONYMS: Final[Mapping[str, str]] = {
-    "alias": "aliases", "args": "extra_args", "cmd": "path", "ctx": "context", "ctx_size": "context",
-    "context_length": "context", "context_size": "context", "max_context": "context", "n_ctx": "context",
-    "num_ctx": "context", "cache_type": "kv_cache_type", "cache_type_k": "kv_cache_type",
-    "cache_type_v": "kv_cache_type", "environment": "env", "fa": "flash_attention", "flash_attn": "flash_attention",
-    "file": "path", "filename": "path", "gguf": "path", "model_path": "path", "hf": "model", "hf_repo": "model",
-    "repo": "model", "id": "model", "keep_alive": "idle_timeout", "ttl": "idle_timeout", "timeout": "start_timeout",
-    "n_gpu_layers": "gpu_layers", "ngl": "gpu_layers", "num_gpu": "gpu_layers", "n_parallel": "parallel",
-    "slots": "parallel", "np": "parallel", "max_concurrency": "concurrency", "concurrency_limit": "concurrency",
-    "profiles": "profile", "profile": "profiles", "temp": "temperature", "embedding": "embeddings",
-    "reranking": "rerank", "no_mmap": "mmap", "autoload": "preload", "load_on_start": "preload", "sticky": "pin",
-    "batch_size": "batch", "ubatch_size": "ubatch", "host": "listen", "port": "listen", "bind": "listen",
-    "api_key": "key_file", "api_keys": "key_file", "keys": "key_file",
-    "api_key_file": "key_file", "cors_origins": "allowed_origins", "hosts": "allowed_hosts", "model": "models",
-    "default": "defaults", "engine": "engines", "repetition_penalty": "repeat_penalty",
-    "ot": "override_tensor", "override_tensors": "override_tensor", "ncmoe": "n_cpu_moe", "cmoe": "cpu_moe",
-    "ncffn": "n_cpu_ffn", "sm": "split_mode", "ts": "tensor_split", "mg": "main_gpu", "loras": "lora",
-    "lora_scaled": "lora", "spec_draft_n_max": "draft_max", "draft_n_max": "draft_max",
-    "spec_draft_n_min": "draft_min", "draft_n_min": "draft_min", "spec_draft_p_min": "draft_p_min",
-    "spec_draft_ngl": "draft_gpu_layers", "ngld": "draft_gpu_layers", "spec_draft_model": "draft_model",
-    "model_draft": "draft_model", "rope_frequency_base": "rope_freq_base", "rope_frequency_scale": "rope_freq_scale",
-    "ram": "memory", "vram": "memory", "llama_server": "llama-server", "llamacpp": "llama-server",
-    "llama": "llama-server", "llama_cpp": "llama-server", "device": "gpus", "gpu": "gpus",
-    "llama.cpp": "llama-server", "macros": "profiles", "templates": "profiles",
-    "backoff_first": "backoff_initial", "backoff_cap": "backoff_max", "tail": "hold_time",  # before 0.7.0
-}  # fmt: skip
-
+from accelerd.config.synonyms import meant_by
 
 NAMED: Final = ("models", "routes", "remotes", "profiles")  # sections with a table for each name
 
@@ -122,7 +94,7 @@ class TreeWalker:
         elif isinstance(value, list) and node.item is not None:
             values = [self._element(node.item, child, (*path, index)) for index, child in enumerate(value)]
             items = tuple((item, self._line((*path, index))) for index, item in enumerate(values))
-            self._put(path, INVALID if INVALID in values else tuple(values), items)
+            self._put(path, self._array(node, values, path), items)
         elif node.leaf:
             result = self._leaf(node, value, path)
             # A plain value in place of a table sets all keys of the table.
@@ -141,7 +113,7 @@ class TreeWalker:
         known = node.table
         for key in value.keys() - known.keys():
             self._unknown(path, key, list(known))
-        found = {key: self._leaf(known[key], child, (*path, key)) for key, child in value.items() if key in known}
+        found = {key: self._inner(known[key], child, (*path, key)) for key, child in value.items() if key in known}
         if len(found) < len(value) or INVALID in found.values():
             return INVALID
         try:
@@ -150,12 +122,34 @@ class TreeWalker:
             self._report(path, f"expected {error}")
             return INVALID
 
+    def _inner(self, node: SchemaNode, value: Any, path: KeyPath) -> Any:
+        """A value in a table that is an array's element."""
+        if node.item is None or not isinstance(value, list):
+            return self._leaf(node, value, path)
+        return self._array(node, [self._leaf(node.item, one, (*path, at)) for at, one in enumerate(value)], path)
+
+    def _array(self, node: SchemaNode, values: list[Any], path: KeyPath) -> Any:
+        """Its elements, each once if they must be, or INVALID after a report."""
+        named: dict[Any, Any] = {}
+        for index, value in enumerate(values):
+            name = index if node.once is None or value is INVALID else node.once.name(value)
+            if name not in named:
+                named[name] = value
+            elif node.once is not None:
+                wrong = node.once.severity == "error"
+                more = "" if wrong else ", and has no effect the second time"
+                self._report((*path, index), f"{value_text(name)} is listed twice{more}", node.once.severity)
+                named[name] = INVALID if wrong else named[name]
+        return INVALID if INVALID in named.values() else tuple(named.values())
+
     def _leaf(self, node: SchemaNode, value: Any, path: KeyPath) -> Any:
         """The value in the program's unit, or INVALID after a report."""
         try:
             result = msgspec.convert(value, node.type)
         except msgspec.ValidationError:
-            self._report(path, f"expected {node.expects}, got {_got(value, node)}")
+            near = _meant(value, node.choices) or closest(value, node.choices) if isinstance(value, str) else None
+            hint = f"; did you mean {value_text(near)}?" if near else ""
+            self._report(path, f"expected {node.expects}, got {_got(value, node)}{hint}")
             return INVALID
         try:
             if node.parse is not None:
@@ -168,7 +162,8 @@ class TreeWalker:
         return result
 
     def _unknown(self, path: KeyPath, key: str, known: list[str], value: Any = None) -> None:
-        if isinstance(value, dict) and self._root is None and len(path) == 2 and path[0] in NAMED:
+        dotted = isinstance(value, dict) and self._root is None and len(path) == 2 and path[0] in NAMED
+        if dotted and not _hint(key, known, {}):
             name = f"{path[1]}.{key}"
             while isinstance(value, dict) and len(value) == 1 and isinstance(only := next(iter(value.values())), dict):
                 name, value = f"{name}.{next(iter(value))}", only
@@ -188,8 +183,8 @@ class TreeWalker:
             path = path[:-1]
         return self._lines.get(path)
 
-    def _report(self, path: KeyPath, message: str) -> None:
-        self.problems.append(Problem(self._file, self._line(path), key_text(path), message))
+    def _report(self, path: KeyPath, message: str, severity: Severity = "error") -> None:
+        self.problems.append(Problem(self._file, self._line(path), key_text(path), message, severity))
 
 
 def _in_brackets(value: Any, node: SchemaNode) -> str:
@@ -210,20 +205,24 @@ def _got(value: Any, node: SchemaNode) -> str:
     return kind_text(value) if node.secret else value_text(value)
 
 
+def _meant(word: str, known: Container[str]) -> str | None:
+    """The first of what other programs mean by a word that is known here."""
+    return next((one for one in meant_by(word) if one in known), None)
+
+
 def _hint(key: str, here: Sequence[str], elsewhere: Mapping[str, Sequence[str]]) -> str:
     """A suffix for "unknown key": a similar key of this table, or the section that the key belongs to, or nothing.
 
     `elsewhere` maps a key to the sections that know it.
     """
-    meant = SYNONYMS.get(key.lower().replace("-", "_"))
-    if meant in here:
+    if meant := _meant(key, here):
         return f"; did you mean '{meant}'?"
     if key in elsewhere:
         return f"; it belongs in {' or '.join(elsewhere[key])}"
-    suffix = did_you_mean(key, here)
-    if suffix or not elsewhere:
+    near = _meant(key, elsewhere)
+    if near is None and (suffix := did_you_mean(key, here)):
         return suffix
-    near = closest(key, list(elsewhere))
+    near = near or closest(key, list(elsewhere))
     return f"; did you mean '{near}', which belongs in {' or '.join(elsewhere[near])}?" if near else ""
 
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from accelerd import config
-from accelerd.config import ConfigErrors, Problem
+from accelerd.config import ConfigErrors, Problem, shape, synonyms
 from accelerd.config.load import trust_problem
 
 MISTAKES = """\
@@ -213,7 +213,35 @@ def test_where_quotes_are_missing_it_says_so(home: Home, text: str, advice: str)
 @pytest.mark.parametrize("table", ["[models.hello]", '[models."a.b c"]'])
 def test_a_table_that_stands_there_twice_is_named_as_it_is_written(home: Home, table: str) -> None:
     _, [problem] = home.check(f"{table}\n{table}\n")
-    assert (problem.line, problem.message) == (2, f"invalid TOML: {table} is declared twice")
+    assert (problem.line, problem.message) == (2, f"invalid TOML: {table} is declared twice, first in line 1")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ("a=1\nb=2\na=3", 3, "a is set twice, first in line 1"),
+        ("[models.x]\npath='/x'\n\npath='/y'\n", 4, "models.x.path is set twice, first in line 2"),
+        ("a.b=1\na.b=2\n", 2, "a.b is set twice, first in line 1"),
+        ("a.b.c=1\na.b=3\n", 2, "a.b is set twice, first in line 1"),
+        ("a.b.c=1\n[a.b]\n", 2, "[a.b] is declared twice, first in line 1"),
+        ("[a.b]\nx=1\n[a]\nb.c=2\n", 4, "a.b is set twice, first in line 1"),
+        ("a={x=1, y=2, x=3}\n", 1, "a.x is set twice, first in line 1"),
+        ("z=0\na={b={c=1,c=2}}\n", 2, "a.b.c is set twice, first in line 2"),
+        ("a={x=1}\na.y=2\n", 2, "a has its value in line 1 already, and nothing can be added to it here"),
+        ("a={x=1}\n[a]\ny=2\n", 2, "[a] is declared twice, first in line 1"),
+        ("a={b=1}\n\n[a.c]\n", 3, "a has its value in line 1 already, and nothing can be added to it here"),
+        ("[m]\ns={k=1}\n[m.s]\nj=1\n", 3, "[m.s] is declared twice, first in line 2"),
+        ("[[a]]\nx=1\n[[a]]\nx=2\nx=3\n", 5, "a[1].x is set twice, first in line 4"),
+        ("[[a]]\n[a]\n", 2, "[a] is declared twice, first in line 1"),
+        ("[a]\n[[a]]\n", 2, "[a] is declared twice, first in line 1"),
+        ("a=[1]\n[[a]]\n", 2, "[a] is declared twice, first in line 1"),
+        ("a=[\n1,\n]\na=[\n2,\n]\n", 4, "a is set twice, first in line 1"),
+        ('x="""\n[a]\n[a]\n"""\n[a]\n[b]\n[a]\n', 7, "[a] is declared twice, first in line 5"),
+    ],
+)
+def test_what_is_set_twice_is_named_with_both_places(home: Home, text: str, line: int, says: str) -> None:
+    _, [problem] = home.check(text)
+    assert (problem.line, problem.message) == (line, f"invalid TOML: {says}")
 
 
 def test_one_broken_file_hides_no_mistake_in_another_and_invents_none(home: Home) -> None:
@@ -260,11 +288,42 @@ def test_brackets_are_no_advice_for_what_is_no_element_either(home: Home, text: 
         ('[server]\nkeys = ["geheim"]\n', "key_file"),
         ('[engines.llama]\nbinary = "/x"\n', "llama-server"),
         ('[models.m]\npath = "/m"\ndevice = "cuda0"\n', "gpus"),
+        ('[remotes.r]\nurl = "http://h"\nkey = "geheim"\n', "key_file"),
+        ('[remotes.r]\nurl = "http://h"\napi_key = "geheim"\n', "key_file"),
+        ('[remotes.r]\nurl = "http://h"\nverify = false\n', "ca_file"),
+        ('[remotes.r]\nurl = "http://h"\nssl_verify = false\n', "ca_file"),
+        ('[remotes.r]\nurl = "http://h"\nextra_headers = {X = "geheim"}\n', "headers"),
+        ('[remotes.r]\nurl = "http://h"\nstream_timeout = 5\n', "stall_timeout"),
+        ('[remotes.r]\nurl = "http://h"\ntimeout = 5\n', "first_byte_timeout"),
+        ('[models.m]\npath = "/m"\ntimeout = 5\n', "start_timeout"),
+        ('[models.m]\npath = "/m"\nmax_parallel_requests = 5\n', "concurrency"),
+        ('[models.m]\npath = "/m"\nname = "Qwen"\n', "description"),
+        ('[models.m]\npath = "/m"\nhealthCheckTimeout = 5\n', "start_timeout"),
+        ('[models.m]\npath = "/m"\nfilters = {stripParams = "top_k"}\n', "variants"),
+        ('[models.m]\npath = "/m"\n[models.m.variants.v]\nsystem_prompt = "x"\n', "system"),
+        ('[models.m]\npath = "/m"\n[models.m.variants.v]\nstripParams = ["x"]\n', "remove"),
+        ('[models.m]\npath = "/m"\n[models.m.variants.v]\nsetParams = {top_k = 1}\n', "set"),
+        ('[models.m]\nengine="command"\n[models.m.command]\npreset="kokoro"\ncheckEndpoint="/h"\n', "ready_path"),
+        ('[models.m]\nengine="command"\n[models.m.command]\npreset="kokoro"\nuseModelName="x"\n', "served_name"),
+        ('[models.m]\nengine="command"\n[models.m.command]\npreset="kokoro"\ncmd=["x"]\n', "argv"),
+        ('[models.m]\npath = "/m"\n[routes.r]\nmodels=["m"]\nnum_retries=1\n', "retries"),
+        ('[models.m]\npath = "/m"\n[routes.r]\nmodels=["m"]\ncooldown_time=1\n', "cooldown"),
+        ('[models.m]\npath = "/m"\n[routes.r]\nmodels=["m"]\nmodel_group_alias=["x"]\n', "aliases"),
+        ('[models.m]\npath = "/m"\n[routes.r]\nmodels=["m"]\ncontext_window_fallbacks=["m"]\n', "context_fallbacks"),
+        ('[models.m]\npath="/m"\n[routes.r.tiers]\nsimple="m"\nSIMPLE="m"\n', "simple"),
+        ('[models.m]\npath="/m"\n[routes.r.tiers]\nsimple="m"\nReasoning="m"\n', "reasoning"),
+        (
+            '[models.m]\npath="/m"\n[routes.r]\ntiers={simple="m"}\ncomplexity={escalation_keywords=["x"]}\n',
+            "keyword_tier_rules",
+        ),
+        ("[model_list]\n", "models"),
+        ('[general_settings]\nmaster_key = "geheim"\n', "server"),
+        ("[peers.x]\n", "remotes"),
     ],
 )
 def test_keys_as_other_programs_have_them(home: Home, text: str, meant: str) -> None:
     (error,) = home.errors(text)
-    assert error.endswith(f"unknown key; did you mean '{meant}'?")
+    assert error.endswith((f"unknown key; did you mean '{meant}'?", f"unknown section; did you mean '{meant}'?"))
     assert "geheim" not in error
 
 
@@ -297,6 +356,44 @@ def test_a_mistake_in_a_profile_is_reported_once_however_many_models_take_it(hom
         "accelerd.toml:2: profiles.p.ubatch: expected at most batch = 512 (model (accelerd.toml:6)), got 1024",
         "accelerd.toml:18: models.d.ubatch: expected at most batch = 8 (model (accelerd.toml:17)), got 9",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("base_url = 'https://x'", "did you mean 'url', which belongs in [remotes.NAME]?"),
+        ("api_base = 'https://x'", "did you mean 'url', which belongs in [remotes.NAME]?"),
+        ("argv = ['x']", "it belongs in [models.NAME.command]"),
+        ("keyword_tier_rules = []", "it belongs in [routes.NAME.complexity]"),
+        ("system_prompt = 'x'", "did you mean 'system', which belongs in [models.NAME.variants.OTHER]?"),
+        ("api_key = 'geheim'", "did you mean 'key_file', which belongs in [server] or [remotes.NAME]?"),
+        ("checkEndpoint = '/h'", "did you mean 'ready_path', which belongs in [models.NAME.command]?"),
+    ],
+)
+def test_keys_of_other_programs_that_belong_elsewhere(home: Home, text: str, says: str) -> None:
+    (error,) = home.errors(f"[models.m]\npath = '/m'\n{text}\n")
+    assert error.endswith(f"unknown key; {says}")
+
+
+def test_what_other_programs_call_a_key_leads_to_one_that_there_is() -> None:
+    known = {*shape.homes(), *(shape.document().table or {}), "llama-server"}
+    assert {one for name in synonyms._SYNONYMS for one in synonyms.meant_by(name)} <= known
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[routes.r.tiers]\nsimple='m'\n[routes.r.complexity]\nkeyword_tier_rules=[{keywords=['x'], tier='SIMPLE'}]",
+         'got "SIMPLE"; did you mean "simple"?'),
+        ("[remotes.r]\nurl = 'http://h'\napi = 'OpenAI'\n", 'got "OpenAI"; did you mean "openai"?'),
+        ("[models.q]\npath = '/q'\nengine = 'llama.cpp'\n", 'got "llama.cpp"; did you mean "llama-server"?'),
+        ("[models.q]\npath = '/q'\nsplit_mode = 'layers'\n", 'got "layers"; did you mean "layer"?'),
+        ("[models.q]\npath = '/q'\nsplit_mode = 'xyzzy'\n", 'got "xyzzy"'),
+    ],
+)  # fmt: skip
+def test_a_word_of_a_few_that_is_written_otherwise(home: Home, text: str, says: str) -> None:
+    (error,) = home.errors(f"[models.m]\npath = '/m'\n{text}\n")
+    assert error.endswith(says)
 
 
 def test_not_utf8_names_the_line(home: Home) -> None:

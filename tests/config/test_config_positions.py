@@ -11,7 +11,7 @@ import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accelerd.config.positions import KeyPath, find
+from accelerd.config.positions import KeyPath, find, repeated
 
 EXAMPLE = '''\
 # comment with [brackets] = "and" 'quotes'
@@ -153,3 +153,19 @@ def test_lines_are_where_the_keys_were_written(case: tuple[str, dict[KeyPath, in
     tomllib.loads(text)
     lines = find(text)
     assert {path: lines.get(path) for path in expected} == expected
+
+
+@settings(max_examples=100)
+@given(written(), documents, st.data())
+def test_nothing_is_repeated_in_a_valid_document_and_a_second_table_is(
+    case: tuple[str, dict[KeyPath, int]], document: dict[str, Any], data: st.DataObject
+) -> None:
+    text, expected = case
+    assert repeated(tomli_w.dumps(document).split("\n")) is None
+    lines = text.split("\n")
+    assert repeated(lines) is None
+    tables = [line for line in lines if line.startswith(("[t", "['t", '["t'))]
+    again = data.draw(st.sampled_from(tables))
+    found = repeated([*lines, again])
+    assert found is not None
+    assert (found.first, found.again) == (expected[found.path], len(lines) + 1)

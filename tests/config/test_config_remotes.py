@@ -65,7 +65,10 @@ def test_its_models_are_replaced_when_a_remote_changes(home: Home) -> None:
         ('[remotes.mac]\napi = "openai"\n' + BIG, "remotes.mac", 'set url = "…"'),
         (MAC + 'key_file = "/k"\ncredential = "k"\n' + BIG, "remotes.mac.credential", "not both"),
         ('[remotes.mac]\nurl = "ftp://mac"\n' + BIG, "remotes.mac.url", "the address of a server"),
-        ('[remotes.mac]\nurl = "https://me:pw@mac"\n' + BIG, "remotes.mac.url", "the address of a server"),
+        ('[remotes.mac]\nurl = "https://me:pw@mac"\n' + BIG, "remotes.mac.url", "without user and password"),
+        ('[remotes.mac]\nurl = "https://mac/v1?key=x:pw"\n' + BIG, "remotes.mac.url", "what begins with ? or #"),
+        ('[remotes.mac]\nurl = "https://mac/v1#x"\n' + BIG, "remotes.mac.url", "what begins with ? or #"),
+        ('[remotes.mac]\nurl = "mac.lan:1234"\n' + BIG, "remotes.mac.url", "the address of a server"),
         ('[remotes.mac]\nurl = "https://mac:99999/v1"\n' + BIG, "remotes.mac.url", "a port up to 65535"),
         (MAC + 'proxy = "http://me:pw@box:1"\n' + BIG, "remotes.mac.proxy", "without user"),
         (MAC + 'headers = {Host = "x"}\n' + BIG, "remotes.mac.headers.Host", "the name of a header"),
@@ -181,3 +184,38 @@ def test_a_header_in_place_of_the_key(home: Home, api: str, header: str, told: b
 def test_names_with_dots_are_quoted(home: Home) -> None:
     text = (MAC + 'ca_file = "/no"\n').replace("remotes.mac", 'remotes."mac.lan"')
     assert list(say(home, text + '[remotes.mac]\nurl = "https://x"\n')) == ['remotes."mac.lan".ca_file']
+
+
+@pytest.mark.parametrize(
+    ("end", "cut"),
+    [
+        ("/v1/chat/completions", "/chat/completions"),
+        ("/v1/chat/completions/", "/chat/completions"),
+        ("/v1/models", "/v1/models"),
+        ("/api/chat", "/api/chat"),
+        ("/api/v1/completions", "/completions"),
+        ("/v1/messages", "/messages"),
+        ("/openai/embeddings", "/embeddings"),
+        ("/api/tags", "/api/tags"),
+    ],
+)
+def test_an_address_ends_before_the_paths_of_the_api(home: Home, end: str, cut: str) -> None:
+    text = f'[remotes.mac]\nurl = "https://mac.lan:1234{end}"\n{BIG}'
+    (error,) = home.errors(text)
+    assert f'an address without "{cut}" at its end' in error
+    assert home.errors(text.replace(cut, "")) == []
+
+
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/", "/api/v1", "/v1beta/openai", "/chat", "/models/v1", "/api"])
+def test_addresses_that_are_none_of_these(home: Home, end: str) -> None:
+    assert home.errors(f'[remotes.mac]\nurl = "https://mac.lan:1234{end}"\n{BIG}') == []
+
+
+def test_what_a_model_can_do_is_listed_once(home: Home) -> None:
+    home.write(MAC + BIG + 'capabilities = ["chat", "tools", "chat"]\n')
+    config, problems = check(home.main, home.path)
+    assert config is not None
+    assert config.models["big"].capabilities == ("chat", "tools")
+    assert [(one.severity, one.key, one.message) for one in problems] == [
+        ("warning", "models.big.capabilities[2]", '"chat" is listed twice, and has no effect the second time')
+    ]

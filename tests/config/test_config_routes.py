@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -9,7 +10,7 @@ from config_home import Home
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accelerd.config import Problem
+from accelerd.config import Config, Problem
 from accelerd.config.routes import Deployment, cycle_from
 
 MODELS = '[models.a]\npath = "/a"\n[models.b]\npath = "/b"\n'
@@ -24,7 +25,7 @@ def test_fallbacks_that_are_further_names_of_what_was_asked_before_are_a_warning
     def warned(text: str) -> list[tuple[str, str]]:
         found: list[Problem] = home.check(text)[1]
         assert not [one for one in found if one.severity == "error"]
-        return [(one.key, one.message) for one in found if "has no effect" in one.message]
+        return sorted((one.key, one.message) for one in found if "has no effect" in one.message)
 
     variants = "[models.a.variants.a-cold]\n[models.a.variants.a-hot]\n[models.b.variants.b-cold]\n"
     team = '[routes.team]\nmodels = ["a-hot"]\n'
@@ -32,7 +33,7 @@ def test_fallbacks_that_are_further_names_of_what_was_asked_before_are_a_warning
     assert warned(MODELS + variants + team + 'fallbacks = ["b-cold", "a-cold", "b", "b"]\n') == [
         ("routes.team.fallbacks[1]", f"has no effect: a-cold is a variant of a, which is {cannot}"),
         ("routes.team.fallbacks[2]", f"has no effect: b is {cannot}"),
-        ("routes.team.fallbacks[3]", f"has no effect: b is {cannot}"),
+        ("routes.team.fallbacks[3]", '"b" is listed twice, and has no effect the second time'),
     ]
     assert not warned(MODELS + variants + team + 'context_fallbacks = ["b"]\nfallbacks = ["b"]\n')
     assert not warned(MODELS + variants + '[server]\ndefault_fallbacks = ["a-cold"]\n'), "for those who ask for b"
@@ -138,3 +139,79 @@ def test_a_cycle_is_found_exactly_where_there_is_one(refers: dict[str, list[str]
         if way:
             assert way[0] == way[-1] == start
             assert all(after in refers[before] for before, after in pairwise(way))
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "kept"),
+    [
+        ('[routes.x]\nmodels = ["a", "b", "a"]', "routes.x.models[2]", lambda c: c.routes["x"].models == ("a", "b")),
+        (
+            '[routes.x]\nmodels = ["a"]\nfallbacks = ["b", "b"]',
+            "routes.x.fallbacks[1]",
+            lambda c: c.routes["x"].fallbacks == ("b",),
+        ),
+        (
+            '[routes.x]\nmodels = ["a"]\ncontext_fallbacks = ["b", "a", "b"]',
+            "routes.x.context_fallbacks[2]",
+            lambda c: c.routes["x"].context_fallbacks == ("b", "a"),
+        ),
+        (
+            '[routes.x]\n[routes.x.tiers]\nsimple = ["a", "a"]',
+            "routes.x.tiers.simple[1]",
+            lambda c: c.routes["x"].tiers.simple == ("a",),
+        ),
+        (
+            '[server]\ndefault_fallbacks = ["a", "b", "b"]',
+            "server.default_fallbacks[2]",
+            lambda c: c.server.default_fallbacks == ("a", "b"),
+        ),
+        (
+            '[routes.x]\nmodels = ["a"]\nvariants.v.remove = ["seed", "a.b", "seed"]',
+            "routes.x.variants.v.remove[2]",
+            lambda c: c.routes["x"].variants[0].remove == (("seed",), ("a", "b")),
+        ),
+        (
+            '[routes.x.tiers]\nsimple = "a"\n[routes.x.complexity]\n'
+            'keyword_tier_rules = [{keywords = ["k", "l", "k"], tier = "medium"}]',
+            "routes.x.complexity.keyword_tier_rules[0].keywords[2]",
+            lambda c: c.routes["x"].complexity.keyword_tier_rules[0].keywords == ("k", "l"),
+        ),
+        (
+            '[server]\nallowed_hosts = ["Box.lan", "box.LAN"]',
+            "server.allowed_hosts[1]",
+            lambda c: c.server.allowed_hosts == ("box.lan",),
+        ),
+    ],
+)
+def test_what_is_listed_twice_counts_once_and_is_a_warning(
+    home: Home, text: str, key: str, kept: Callable[[Config], bool]
+) -> None:
+    config, problems = home.check(MODELS + text)
+    assert config is not None
+    assert kept(config)
+    (found,) = [one for one in problems if "listed twice" in one.message]
+    assert (found.key, found.severity) == (key, "warning")
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (
+            '[[routes.x.deployments]]\nmodel="a"\n[[routes.x.deployments]]\nmodel="a"\nweight=2',
+            "routes.x.deployments[1]",
+        ),
+        ('[models.c]\npath="/c"\ngpus=["0000:01:00.0","0000:01:00.0"]', "models.c.gpus[1]"),
+        (
+            '[models.c]\nengine="command"\n[models.c.command]\npreset="kokoro"\nenvironment=["A=1","A={port}"]',
+            "models.c.command.environment[1]",
+        ),
+        (
+            '[models.c]\nengine="command"\n[models.c.command]\npreset="kokoro"\npaths=["/v1/a=/b","/v1/a=/c"]',
+            "models.c.command.paths[1]",
+        ),
+    ],
+)
+def test_what_is_listed_twice_with_different_meanings_is_a_mistake(home: Home, text: str, key: str) -> None:
+    ((found, message),) = mistakes(home, text)
+    assert found == key
+    assert message.endswith(" is listed twice")

@@ -270,7 +270,7 @@ def test_a_key_file_that_is_no_file(home: Home) -> None:
 
 def test_listening_twice_on_one_address(home: Home) -> None:
     (error,) = home.errors('[server]\nlisten = ["[::1]:4000", "[0::1]:4000"]')
-    assert error == "accelerd.toml:2: server.listen[1]: [::1]:4000 is listed twice"
+    assert error == 'accelerd.toml:2: server.listen[1]: "[::1]:4000" is listed twice'
 
 
 def test_load_refuses_what_check_reports(home: Home) -> None:

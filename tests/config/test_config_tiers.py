@@ -79,12 +79,19 @@ def test_what_is_shown_is_loaded_as_the_same(home: Home) -> None:
          "routes.x.complexity.tier_boundaries", "each tier begins above the one before: simple_medium (0.15)"),
         ('[routes.x]\ntiers = {simple = "a"}\n[routes.x.complexity]\n'
          'keyword_tier_rules = [{keywords = [" "], tier = "medium"}]',
+         "routes.x.complexity.keyword_tier_rules[0].keywords[0]", "expected a word or phrase of at least one letter"),
+        ('[routes.x]\ntiers = {simple = "a"}\n[routes.x.complexity]\nkeyword_tier_rules = [{tier = "medium"}]',
          "routes.x.complexity.keyword_tier_rules[0]", 'expected a table with keywords = ["…"] and tier = "…"'),
+        ('[routes.x]\ntiers = {simple = "a"}\n[routes.x.complexity]\n'
+         'keyword_tier_rules = [{keywords = [""], tier = "SIMPLE"}]',
+         "routes.x.complexity.keyword_tier_rules[0].keywords[0]", "expected a word or phrase"),
+        ('[routes.x]\ntiers = {simple = "a"}\ncomplexity = {simple_keywords = ["hi", "\\t"]}',
+         "routes.x.complexity.simple_keywords[1]", "expected a word or phrase"),
         ('[routes.x]\ntiers = {simple = "a"}\n[routes.x.complexity]\n'
          'keyword_tier_rules = [{keywords = ["k"], tier = "hard"}]',
          "routes.x.complexity.keyword_tier_rules[0].tier", 'expected one of "simple", "medium"'),
         ('[routes.x]\ntiers = {simple = "a"}\ncomplexity = {code_keywords = [""]}',
-         "routes.x.complexity.code_keywords[0]", "expected a text that is not empty"),
+         "routes.x.complexity.code_keywords[0]", "expected a word or phrase of at least one letter"),
     ],
 )  # fmt: skip
 def test_mistakes(home: Home, text: str, key: str, message: str) -> None:
