@@ -101,6 +101,12 @@ class CommandSettings:
         (),
         'Paths that differ from OpenAI\'s, such as "/v1/rerank=/rerank".',
     )
+    translation_fields: tuple[str, ...] = key(
+        array(toml.FormField),
+        (),
+        "What a form for its path for transcriptions must have so that it translates into English, such as "
+        '"translate=true". Without it, POST /v1/audio/translations is passed on as it is.',
+    )
     served_name: str | None = key(
         toml.line(_with(IN_REQUESTS)),
         None,

@@ -368,6 +368,7 @@ PathPair = _text(
     rf"/v1/[a-z0-9/_-]{{1,64}}={_URL_PATH}",
     'a pair such as "/v1/rerank=/rerank", without placeholders and other braces',
 )
+FormField = _text(r"[a-z_]{1,32}=[\x21-~]{1,64}", 'a pair such as "translate=true"')
 CacheType = Annotated[str, _type(CACHE_TYPE, _cache_type)]
 SpecTypes = Annotated[str | list[str], _type(_SPEC_TYPE, _spec_type)]
 OnOffAuto = Annotated[bool | Literal["on", "off", "auto"], Meta(extra={"parse": _on_off})]

@@ -16,6 +16,7 @@ from msgspec import Struct
 from accelerd.base.errors import AccelError
 from accelerd.base.exits import Cause
 from accelerd.config.model import ModelSpec, Origin
+from accelerd.config.variants import Variant
 from accelerd.devices.model import Device
 from accelerd.memory.model import Forecast, MemoryRequirement
 
@@ -227,6 +228,7 @@ class Traits:
     why_not: Mapping[str, str] = field(default_factory=dict)  # task → why it is not supported, and what to do
     wire_name: str | None = None  # required value of `model` in a request; None: any
     paths: Mapping[str, str] = field(default_factory=dict)  # API path → the engine's path, if different
+    edits: Mapping[str, Variant] = field(default_factory=dict)  # API path → what is changed in requests to it
     labels: tuple[str, ...] = ()  # the engine's labels: "reasoning", "tool-calling"
     recipe: str = ""  # Lemonade's recipe: "flm", "llamacpp", "whispercpp"
     device: str = ""  # "npu", "gpu", "cpu"; "": unknown

@@ -86,7 +86,8 @@ class InferenceRequest(Struct):
     def _edited(self) -> tuple[bytes, RequestInfo]:
         """As the variants that its route names have it, and what it tells then."""
         body, info = self.original_body, self.info
-        for variant in self.target.variants:
+        last = () if self.target.edit is None else (self.target.edit,)
+        for variant in (*self.target.variants, *last):
             if isinstance(info, FormBody):
                 body, info = edited_form(variant, body, info, self.path)
             else:

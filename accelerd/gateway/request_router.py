@@ -54,6 +54,7 @@ class UpstreamTarget(Struct, frozen=True):
     translation: Translation | None = None  # where the engine has not the API of the request
     routes: tuple[str, ...] = ()  # that have led here, the one that was asked for first
     variants: tuple[Variant, ...] = ()  # that these routes name: their edits come after the client's own variant's
+    edit: Variant | None = None  # at last what the engine needs at this path
 
 
 class RequestRouter:
@@ -336,6 +337,7 @@ class RequestRouter:
             translation,
             routes,
             variants,
+            traits.edits.get(path),
         )
 
     def decision(self, route: Route, facts: RequestFacts | None = None) -> Decision:

@@ -69,14 +69,14 @@ def post(daemon: Daemon, path: str, body: object, headers: dict[str, str] | None
     return exchange(connection, "POST", path, body, headers or {})
 
 
-def hear(daemon: Daemon, **fields: str) -> Answer:
+def hear(daemon: Daemon, path: str = "/v1/audio/transcriptions", **fields: str) -> Answer:
     sound = io.BytesIO()
     with wave.open(sound, "wb") as file:
         file.setparams((1, 2, 16000, 0, "NONE", ""))
         file.writeframes(bytes(2 * 16000))
     file_part = part("file", sound.getvalue(), '; filename="a.wav"', "Content-Type: audio/wav\r\n")
     parts = [part(name, value.encode()) for name, value in {"model": "hear", **fields}.items()]
-    return post(daemon, "/v1/audio/transcriptions", form(file_part, *parts), HEADERS)
+    return post(daemon, path, form(file_part, *parts), HEADERS)
 
 
 def draw(daemon: Daemon) -> Answer:
@@ -106,6 +106,19 @@ def test_the_formats_of_a_transcription_pass_through(daemon: Daemon, shape: str,
     answer = hear(daemon, response_format=shape)
     assert answer.status == 200, answer.body
     assert kind in answer.headers["content-type"]
+
+
+def test_translations_are_asked_of_its_one_path(daemon: Daemon) -> None:
+    for path, task in (("/v1/audio/translations", "translate"), ("/v1/audio/transcriptions", "transcribe")):
+        answer = hear(daemon, path, response_format="verbose_json")
+        assert (answer.status, answer.json()["task"]) == (200, task)
+
+
+def test_its_text_errors_are_errors_of_the_api(daemon: Daemon) -> None:
+    broken = part("file", b"not a sound", '; filename="a.wav"', "Content-Type: audio/wav\r\n")
+    answer = post(daemon, "/v1/audio/transcriptions", form(broken, part("model", b"hear")), HEADERS)
+    assert (answer.status, answer.headers["content-type"]) == (400, "application/json")
+    assert answer.json()["error"]["message"] == "Invalid request", "whisper.cpp's own words"
 
 
 def test_what_it_uses_is_measured_and_remembered(daemon: Daemon) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -105,6 +106,15 @@ def test_a_preset_starts_a_stand_in_and_is_asked_at_its_path(daemon: Daemon, sit
     settings = CommandSettings(**of_preset(name))
     if "transcription" in settings.api:
         assert transcribe(daemon, f"p/{name}").status == 200
+        body = form(FILE, part("translate", b"false"), part("model", f"p/{name}".encode()))
+        assert daemon.send("POST", "/v1/audio/translations", body, HEAD).status == 200
+        first, second = seen(sites, name)[-2:]
+        assert first["path"] == second["path"] == "/v1/audio/transcriptions", "it has only one"
+        assert 'name="translate"' not in first["body"]
+        assert re.findall(r'name="(translate|language)"\s+(\w+)', second["body"]) == [
+            ("translate", "true"), ("language", "auto"),
+        ]  # fmt: skip
+        assert FILE.decode("latin-1") in second["body"]
         return
     path = PATHS[settings.api[0]]
     answer = daemon.send("POST", path, {"model": f"p/{name}", **REQUESTS[path]})

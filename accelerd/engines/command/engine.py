@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ from msgspec import Struct, field
 from accelerd.base.exits import Cause
 from accelerd.config.command import filled, placeholders
 from accelerd.config.model import ModelSpec
+from accelerd.config.variants import Variant
 from accelerd.devices.model import Device, usable
 from accelerd.engines.base import (
     ContainerAccess,
@@ -42,6 +44,7 @@ OPEN_TO_ALL: Final = "it has no key: while this model is loaded, every user of t
 # What it prints once it serves may be what was said to it: only that is kept which tells of its end.
 DISCREET: Final = r"GGML_(?:ASSERT|ABORT)|terminate called|std::bad_alloc|(?i:out of memory)|Traceback \(most recent"
 OUT_OF_MEMORY: Final = (r"(?i)out of ?memory", r"std::bad_alloc", r"(?i)failed to allocate")
+TRANSCRIPTIONS, TRANSLATIONS = "/v1/audio/transcriptions", "/v1/audio/translations"
 ROOM: Final = 1.1  # memory by size of the model's file, where nothing was declared or measured
 
 
@@ -177,13 +180,25 @@ class Command(Engine):
 
     def traits(self, spec: ModelSpec) -> Traits:
         command = spec.command
+        paths, edits = dict(pair.split("=", 1) for pair in command.paths), dict[str, Variant]()
+        if command.translation_fields:
+            paths[TRANSLATIONS] = paths.get(TRANSCRIPTIONS, TRANSCRIPTIONS)
+            edits[TRANSLATIONS] = _setting(command.translation_fields)
         return Traits(
             tasks=frozenset(command.api),
             wire_name=_served(spec),
-            paths=dict(pair.split("=", 1) for pair in command.paths),
+            paths=paths,
+            edits=edits,
             device=command.device if command.device == "cpu" else "",
             context=spec.context if isinstance(spec.context, int) else None,
         )
+
+
+@cache
+def _setting(fields: tuple[str, ...]) -> Variant:
+    """What requests get, whatever the client has written."""
+    pairs = (field.split("=", 1) for field in fields)
+    return Variant("", set=tuple(((name,), json.dumps(value).encode()) for name, value in pairs))
 
 
 def _line(spec: ModelSpec, program: str, given: Mapping[str, str]) -> CommandLine:
