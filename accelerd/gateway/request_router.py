@@ -21,7 +21,7 @@ from accelerd.engines.remote.remotes import Remotes
 from accelerd.gateway.dialects.translation import Translation, translation_for
 from accelerd.gateway.request_body import JsonBody
 from accelerd.gateway.request_facts import RequestFacts, RequestInfo
-from accelerd.gateway.responses import PHRASES, TASKS, TOOLED
+from accelerd.gateway.responses import TASKS, TOOLED, phrase
 from accelerd.routing.balance import Balance
 from accelerd.routing.choice import Decision, Elsewhere, Now, decide, known, placed
 from accelerd.routing.directory import Directory
@@ -193,7 +193,7 @@ class RequestRouter:
         lacking = self._lacking(plan, facts)
         if all(name in lacking for name in plan.usual):
             raise self._none_can(plan, lacking, facts.path)
-        return self._routed(plan, facts, _words(lacking))
+        return self._routed(plan, facts, _words(lacking, facts.path))
 
     def _unnamed(self, path: str) -> ModelSpec | Route:
         """What a request without a model means: the default if it can, the only one, or the only one for the task.
@@ -242,7 +242,7 @@ class RequestRouter:
         plan = self.plan(facts)
         if plan is None:
             return None
-        lacking = {**_words(self._lacking(plan, facts)), **failed}
+        lacking = {**_words(self._lacking(plan, facts), facts.path), **failed}
         if all(name in lacking for name in plan.reach(long=facts.too_long)):
             return None
         return self._routed(plan, facts, lacking, ask=ask)
@@ -252,7 +252,7 @@ class RequestRouter:
         plan = self.plan(facts)
         if plan is None:
             return False
-        looks = self._decide(plan, facts, {**_words(self._lacking(plan, facts)), **failed}).looks
+        looks = self._decide(plan, facts, {**_words(self._lacking(plan, facts), facts.path), **failed}).looks
         able = [look.model for look in looks if look.ahead is not None and not look.cools]
         contexts = [self.context(self.directory.models[name]) for name in able]
         return any(context is None or not facts.exceeds(context) for context in contexts)
@@ -397,13 +397,14 @@ class RequestRouter:
         return {name: missing for name, missing in lacking.items() if missing is not None}
 
     def _none_can(self, plan: Plan, lacking: Mapping[str, Task], path: str) -> AccelError:
-        text = "; ".join(f"{name} {why}" for name, why in _words(lacking).items())
+        text = "; ".join(f"{name} {why}" for name, why in _words(lacking, path).items())
         missing = lacking[plan.usual[-1]]
         return _unsupported(f"no model of {plan.name} supports this: {text}; {self._others(missing, path)}", missing)
 
     def _refusal(self, spec: ModelSpec, missing: Task, traits: Traits, path: str) -> AccelError:
         why = traits.why_not.get(missing) or f"{spec.engine} does not support it with this model"
-        return _unsupported(f"{spec.name} cannot {PHRASES[missing]}: {why}; {self._others(missing, path)}", missing)
+        text = f"{spec.name} cannot {phrase(missing, path)}: {why}; {self._others(missing, path)}"
+        return _unsupported(text, missing)
 
     def _others(self, missing: Task, path: str) -> str:
         """The models that have the capability."""
@@ -438,8 +439,8 @@ def _missing(traits: Traits, path: str, info: RequestInfo, media: Collection[Tas
     return next((one for one in sorted(media) if one not in traits.tasks), None)
 
 
-def _words(lacking: Mapping[str, Task]) -> dict[str, str]:
-    return {name: f"cannot {PHRASES[missing]}" for name, missing in lacking.items()}
+def _words(lacking: Mapping[str, Task], path: str) -> dict[str, str]:
+    return {name: f"cannot {phrase(missing, path)}" for name, missing in lacking.items()}
 
 
 def _unsupported(text: str, missing: Task) -> AccelError:

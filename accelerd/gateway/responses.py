@@ -39,6 +39,7 @@ TASKS: Final[dict[str, Task]] = {
     "/api/chat": "ollama",
 }
 ANTHROPIC: Final = "/v1/messages"  # and what is below it: errors have Anthropic's shape
+COUNT_TOKENS: Final = "/v1/messages/count_tokens"  # what translates messages does not count them
 PATH_ALIASES: Final = {  # OpenAI's clients may leave out /v1
     "/v1/reranking": "/v1/rerank",
     "/reranking": "/v1/rerank",
@@ -70,6 +71,11 @@ PHRASES: Final[dict[Task, str]] = {
     "audio": "process audio",
     "files": "read files",
 }
+
+
+def phrase(task: Task, path: str) -> str:
+    """What a model cannot do that lacks this for a request to `path`."""
+    return "count the tokens of messages" if path == COUNT_TOKENS and task == "messages" else PHRASES[task]
 
 
 class Response(NamedTuple):

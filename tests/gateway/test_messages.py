@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from accelerd.base.errors import KINDS, AccelError
-from accelerd.config.model import ModelSpec, ServerSettings
+from accelerd.config.model import ModelSpec, Route, ServerSettings
 from accelerd.engines.base import Traits
 from tests.gateway.bench import SSE_HEAD, Speaker, bench, chunk, on_both_loops, plain, until
 from tests.gateway.client import Response, request
@@ -53,8 +53,27 @@ async def test_what_an_engine_without_it_cannot_do_is_said_in_anthropics_shape(t
         error = anthropic(response)
         assert (response.status, error["type"]) == (400, "invalid_request_error")
         assert error["message"].endswith("flm knows OpenAI's API only; these models can: m")
+        assert "npu cannot count the tokens of messages: flm knows" in error["message"]
         assert (await client.ask(path="/v1/responses", body=message("npu"))).code == "not_supported_by_model"
         assert b.scheduler.snapshot("npu").instance is None
+
+
+@on_both_loops
+async def test_tokens_are_counted_by_whoever_can_or_by_nobody(tmp_path: Path) -> None:
+    routes = [Route("team", ("npu", "m")), Route("alone", ("npu",))]
+    chats = Speaker(says=Traits(frozenset(("chat",))))
+    async with bench(tmp_path, models=MODELS, routes=routes, others={"flm": chats}) as b, await b.client() as client:
+        b.engine.says(plain(b'{"input_tokens":9}'))
+        counted = await client.ask(path="/v1/messages/count_tokens", body=message("team"))
+        assert (counted.json(), counted.headers["x-accelerd-model"]) == ({"input_tokens": 9}, "m")
+        for name, words in (
+            ("npu", "npu cannot count the tokens of messages: flm does not support it with this model"),
+            ("alone", "no model of alone supports this: npu cannot count the tokens of messages"),
+        ):
+            response = await client.ask(path="/v1/messages/count_tokens", body=message(name))
+            assert (response.status, words in anthropic(response)["message"]) == (400, True)
+        answer = await client.ask(path=PATH, body=message("npu"))
+        assert answer.status == 502, "messages themselves are translated: it was asked, and has said something odd"
 
 
 @pytest.mark.parametrize(
