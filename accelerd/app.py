@@ -18,6 +18,7 @@ from accelerd.control.devices import DeviceLooks
 from accelerd.control.jobs import Jobs
 from accelerd.control.known_conflicts import KnownConflicts
 from accelerd.control.model_info import ModelInfo
+from accelerd.control.offered_models import OfferedModels
 from accelerd.control.parts import ControlParts
 from accelerd.control.state_store import StateStore
 from accelerd.control.tuning_runs import TuningRuns
@@ -127,7 +128,7 @@ class Parts(ControlParts):
         manager = user_manager(roots, buses.session)
         homes = (make or make_homes)(roots, manager)
         self.homes = HomeChoice(homes, manager)
-        self.remotes = remotes = Remotes(clock.monotonic, os.environ)
+        self.remotes = remotes = Remotes(clock.monotonic, os.environ, events.publish)
         self.make_engines = partial(engines_of, roots, homes, tuner, devices.current, remotes)
         self.engines = engines = self.make_engines(config)
         self.scheduler = scheduler = Scheduler(
@@ -202,6 +203,7 @@ class Parts(ControlParts):
         self.upkeep = toolbox_upkeep(roots, homes, clock, state, ToolboxModels(scheduler, supervisor))
         self.gateway = Gateway(clock, scheduler, engines, events, remotes)
         self.router = self.gateway.router
+        self.offered = OfferedModels(remotes, self.router, self.models, events)
         self.router.integrated = lambda id: any(device.apu is True for device in devices.current() if device.id == id)
         self.socket_unit = SocketUnit(manager, self.notifier, events)
         sockets = self.socket_unit

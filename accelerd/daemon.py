@@ -271,11 +271,10 @@ class Daemon:
         self, config: Config, keys: tuple[bytes, ...], forecasts: Forecasts, relaunch: Sequence[str] = ()
     ) -> None:
         parts = self._parts
-        parts.remotes.configure(config.remotes, config.models)
-        parts.gateway.configure(config.server, keys, config.models.values(), config.routes.values())
+        parts.gateway.configure(config.server, keys)
         parts.listeners.configure(config.server)
         self._generation += 1
-        parts.models.configure(config, forecasts, relaunch)
+        parts.offered.configure(config, forecasts, relaunch)
 
     # --- end --------------------------------------------------------------------------------------------------
 

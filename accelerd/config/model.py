@@ -359,6 +359,12 @@ class ModelSpec:
         live=True,
     )
     origins: dict[str, Origin] = field(default_factory=dict, compare=False, repr=False, metadata={"live": True})
+    offered: bool = field(default=False, metadata={"live": True})  # by its remote: it is not configured
+
+    @property
+    def removal(self) -> str:
+        """What has happened when there is no such model any more, after its name."""
+        return f"is not offered by {self.remote} any more" if self.offered else "was removed from the configuration"
 
     @property
     def tokens(self) -> int | None:

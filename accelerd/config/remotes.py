@@ -5,19 +5,26 @@ Pure data, as config/model.py is. A remote's URL is the operator's alone: no cli
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Literal
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
+from accelerd.base.names import ANY
 from accelerd.config import values as toml
-from accelerd.config.keys import key, named
+from accelerd.config.keys import array, key, named
 
 RemoteApi = Literal["openai", "anthropic", "ollama", "accelerd"]
 RemoteTask = Literal[
     "chat", "completions", "embeddings", "rerank", "transcription", "speech", "images", "messages", "responses",
-    "tools", "vision", "audio",
+    "tools", "vision", "audio", "ollama",
 ]  # fmt: skip
+# What somebody has put on a machine is few and meant to be used; of a cloud's list nobody has chosen anything.
+OFFERED: Final[Mapping[RemoteApi, tuple[str, ...]]] = {
+    "openai": (), "anthropic": (), "ollama": (ANY,), "accelerd": (),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,12 @@ class Remote:
         RemoteApi,
         "openai",
         "What it speaks: OpenAI's API, Anthropic's, Ollama's, or OpenAI's with what another accelerd tells beside.",
+    )
+    models: tuple[str, ...] | None = key(
+        array(toml.Name),
+        None,
+        'Which of its models can be asked for as "REMOTE/MODEL" without a table of their own: names, with * for any '
+        'letters. Default: ["*"] with api = "ollama", else none.',
     )
     key_file: str | None = key(
         toml.FilePath, None, "File with its API key in the first line, that only you can read (mode 0600)."
@@ -71,6 +84,15 @@ class Remote:
         except ValueError:
             here = host == "localhost" or host.endswith(".localhost")
         return self.url.startswith("http:") and not here
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """Of the names of models that it offers."""
+        return self.models if self.models is not None else OFFERED[self.api]
+
+    def offers(self, model: str) -> bool:
+        """Is it asked for a model of this name, if it has one?"""
+        return any(re.fullmatch(".*".join(map(re.escape, pattern.split(ANY))), model) for pattern in self.patterns)
 
     def address(self, path: str) -> str:
         """The URL of a path: "/v1/chat/completions" of OpenAI's or Anthropic's API, or "/api/tags" of Ollama's."""

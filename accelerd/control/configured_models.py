@@ -18,6 +18,7 @@ from accelerd.config.model import Config, ModelSpec
 from accelerd.control.jobs import JobChanged
 from accelerd.control.model_info import ModelInfo
 from accelerd.devices.current_devices import DevicesChanged
+from accelerd.engines.remote.engine import NOTHING
 from accelerd.memory.model import Forecast
 from accelerd.policy.battery import PowerSaving, PowerSavingChanged
 from accelerd.scheduler.events import FilesWanted, ModelLoaded
@@ -59,6 +60,7 @@ class ConfiguredModels:
         self._model_info = model_info
         self._power = power
         self._forecasts: Forecasts = []  # of every configured model
+        self._offered: Sequence[ModelSpec] = ()  # what remotes offer beside these
         self._trial: tuple[ModelSpec, Forecast] | None = None  # what a tuning run tries
         self._survey_due = asyncio.Event()
         events.subscribe(ModelLoaded, self.on_model_loaded)
@@ -71,11 +73,19 @@ class ConfiguredModels:
         """What the models of a configuration will need."""
         return await self._model_info.forecasts(config.models.values())
 
-    def configure(self, config: Config, forecasts: Forecasts, relaunch: Sequence[str] = ()) -> None:
-        """Apply a configuration. Running requests go on; models in `relaunch` are replaced when idle."""
-        self._config, self._forecasts = config, forecasts
+    def configure(
+        self, config: Config, forecasts: Forecasts, offered: Sequence[ModelSpec] = (), relaunch: Sequence[str] = ()
+    ) -> None:
+        """Apply a configuration, and what remotes offer. Running requests go on; models in `relaunch` are replaced when
+        idle."""
+        self._config, self._forecasts, self._offered = config, forecasts, offered
         self._configure(relaunch)
         self._survey_due.set()
+
+    def offer(self, offered: Sequence[ModelSpec]) -> None:
+        """Remotes offer other models than before."""
+        self._offered = offered
+        self._reconfigure()
 
     def relaunch(self, names: Sequence[str]) -> None:
         """Replace these when they are idle."""
@@ -157,6 +167,7 @@ class ConfiguredModels:
 
     def _configure(self, relaunch: Sequence[str]) -> None:
         entries = [(self._power.adapted(spec), forecast) for spec, forecast in self._forecasts]
+        entries += [(spec, Forecast((NOTHING,))) for spec in self._offered]
         if self._trial is not None:
             entries.append(self._trial)
         self._scheduler.configure(entries, self._config.scheduler, limits_of(self._config), relaunch)

@@ -23,6 +23,8 @@ class RemoteModelStatus(msgspec.Struct):
     queue: int | None
     context: int | None
     capabilities: list[str]
+    size: int | None = None  # bytes of its files
+    names: list[str] = []  # by which it can be asked for here
 
 
 class RemoteStatus(msgspec.Struct):
@@ -33,7 +35,7 @@ class RemoteStatus(msgspec.Struct):
     reachable: bool
     trouble: str | None  # why it does not answer, in plain words
     models: list[RemoteModelStatus]  # those there
-    used: list[str]  # configured models that it answers for
+    used: list[str]  # configured models that it answers for; what it offers beside them is in `models`
     missing: list[str]  # of these, such as it does not have
 
 
@@ -50,7 +52,14 @@ async def remotes(parts: ControlParts) -> RemotesStatus:
 
 async def _status(parts: ControlParts, remote: Remote) -> RemoteStatus:
     state = await parts.remotes.look(remote.name)
-    used = [spec for spec in parts.router.directory.models.values() if spec.elsewhere and spec.remote == remote.name]
+    directory = parts.router.directory
+    ours = [spec for spec in directory.models.values() if spec.elsewhere and spec.remote == remote.name]
+    used = [spec for spec in ours if not spec.offered]
+    names: dict[str, list[str]] = {}  # here, by the name there
+    for spec in ours:
+        there = state.model(spec.model or "")
+        if there is not None:
+            names.setdefault(there.name, []).extend((spec.name, *directory.aliases(spec)))
     lacks = [spec.name for spec in used if state.models and state.model(spec.model or "") is None]
     return RemoteStatus(
         name=remote.name,
@@ -60,7 +69,9 @@ async def _status(parts: ControlParts, remote: Remote) -> RemoteStatus:
         reachable=bool(state.reachable),
         trouble=": ".join(filter(None, (state.trouble, state.detail))) or None,
         models=[
-            RemoteModelStatus(one.name, one.loaded, one.queue, one.context, sorted(one.tasks))
+            RemoteModelStatus(
+                one.name, one.loaded, one.queue, one.context, sorted(one.tasks), one.size, names.get(one.name, [])
+            )
             for one in state.models.values()
         ],
         used=[spec.name for spec in used],

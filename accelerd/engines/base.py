@@ -234,6 +234,7 @@ class Traits:
     device: str = ""  # "npu", "gpu", "cpu"; "": unknown
     context: int | None = None  # tokens that one request may take; None: unknown
     trained: int | None = None  # tokens of the longest context that it was trained for; None: unknown
+    size: int | None = None  # bytes of its files, where its server says it
 
 
 class Engine(Protocol):

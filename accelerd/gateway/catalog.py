@@ -71,6 +71,7 @@ class Catalog:
             **self._head(spec.name, spec.description),
             "aliases": list(self._router.directory.aliases(spec)),
             "context_length": _context(spec, traits),
+            "size": _size(snapshot, traits),
             "capabilities": capabilities(traits),
             "labels": list(traits.labels),
             "recipe": traits.recipe,
@@ -137,6 +138,12 @@ def _context(spec: ModelSpec, traits: Traits) -> int | None:
     if traits.context is not None or spec.elsewhere:
         return traits.context
     return spec.tokens
+
+
+def _size(snapshot: Snapshot, traits: Traits) -> int | None:
+    """Bytes of its files, as its server says them, or as its weights are known from their header."""
+    parts = snapshot.need.parts
+    return traits.size if traits.size is not None else parts.get("weights", 0) + parts.get("projector", 0) or None
 
 
 def _word(snapshot: Snapshot) -> str:

@@ -10,7 +10,7 @@ import asyncio
 import importlib
 import re
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
@@ -18,7 +18,7 @@ from accelerd.base.errors import AccelError
 from accelerd.base.events import EventStream
 from accelerd.base.names import CONTROL_PREFIX
 from accelerd.base.ports import Clock
-from accelerd.config.model import ModelSpec, Route, ServerSettings
+from accelerd.config.model import ServerSettings
 from accelerd.engines.base import Engine
 from accelerd.engines.remote.remotes import Remotes
 from accelerd.gateway import ollama_catalog
@@ -82,7 +82,7 @@ class Gateway:
     ) -> None:
         """`engines` is live."""
         self._now = clock.monotonic
-        remotes = remotes or Remotes(self._now, {})
+        self._remotes = remotes = remotes or Remotes(self._now, {})
         self.router = RequestRouter(scheduler, engines, self._now, remotes)
         self._catalog = Catalog(scheduler, self.router, created=int(time.time()))
         self._access: Access
@@ -95,17 +95,10 @@ class Gateway:
         self._control_server: ControlServer | None = None
         events.subscribe(ModelTransition, self.on_transition)
 
-    def configure(
-        self,
-        settings: ServerSettings,
-        keys: tuple[bytes, ...],
-        models: Iterable[ModelSpec] = (),
-        routes: Iterable[Route] = (),
-    ) -> None:
-        """Take over a configuration for requests from now on."""
+    def configure(self, settings: ServerSettings, keys: tuple[bytes, ...]) -> None:
+        """Take over a configuration for requests from now on; the router has the names."""
         self._settings = self._forwarder.settings = settings
         self._access = Access(settings, keys)
-        self.router.configure(models, routes, settings.default_model, settings.default_fallbacks)
         self.bodies.limit = settings.max_bodies
         self.sweeper.write_timeout = settings.write_timeout
         self.sweeper.stall_timeout = settings.stall_timeout
@@ -187,8 +180,10 @@ class Gateway:
         elif path == VERSION:
             answer = {"version": ollama_catalog.VERSION}
         elif path == TAGS:
+            self._remotes.touch_offering()
             answer = ollama_catalog.tags(self._catalog.all())
         elif path in ("/v1/models", "/models"):
+            self._remotes.touch_offering()
             answer = self._catalog.all_for_anthropic() if VERSION_HEADER in request.headers else self._catalog.all()
         elif path.startswith(("/v1/models/", "/models/")):
             name = _name_in(path.removeprefix("/v1").removeprefix("/models/"))
@@ -227,6 +222,12 @@ class Gateway:
         if connection.stream_begun:
             connection.stream_begun = False
             relay.go_on()
+        return self._begin(request, connection, relay)
+
+    def _begin(
+        self, request: HttpRequest, connection: ClientConnection, relay: Relay, *, learned: bool = False
+    ) -> Response | Coroutine[None, None, Response | None] | None:
+        """`learned`: those who may know a name that is not known here were asked."""
         name: str | None = None  # of the model, as the client has it
         asked: InferenceRequest | None = None
         try:
@@ -240,9 +241,23 @@ class Gateway:
             name = asked.target.model
             self._forwarder.start(asked, relay)
         except AccelError as error:
-            log_refusal(request, connection, error, name)
-            return _refused(request, relay, error, asked)
+            if error.code != "model_not_found" or name is None:
+                why = None
+            elif not learned and (remotes := self._remotes.may_have(name)):
+                return self._learn(request, connection, relay, remotes)
+            else:
+                why = self._remotes.why_unknown(name)
+            log_refusal(request, connection, why or error, name)
+            return _refused(request, relay, why or error, asked)
         return self._finish(request, connection, asked, relay)
+
+    async def _learn(
+        self, request: HttpRequest, connection: ClientConnection, relay: Relay, remotes: Sequence[str]
+    ) -> Response | None:
+        """Begin once these remotes have said which models they have."""
+        await self._remotes.learn(remotes)
+        answer = self._begin(request, connection, relay, learned=True)
+        return answer if answer is None or isinstance(answer, Response) else await answer
 
     def _show(self, request: HttpRequest) -> Response:
         """Ollama's description of a model. AccelError."""

@@ -44,7 +44,7 @@ def _tag(model: Json) -> Json:
         "name": model["id"],
         "model": model["id"],
         "modified_at": iso_date(model["created"]),
-        "size": 0,
+        "size": model.get("size") or 0,
         "digest": digest,
         "details": _details(),
         "capabilities": _capabilities(model),

@@ -200,7 +200,8 @@ class RequestRouter:
 
         AccelError bad_request.
         """
-        default, models = self.directory.default, list(self.directory.models.values())
+        default, every = self.directory.default, self.directory.models.values()
+        models = [spec for spec in every if not spec.offered] or list(every)
         if default is not None and any(map(self._can(path), self._models_of(default))):
             return default
         if len(models) > 1:

@@ -1,7 +1,8 @@
 """Which names a request may use, and what each means: a model, or a route of several. Pure.
 
 Made anew with every configuration and never changed. Beside what is configured every model answers to `npu/NAME` when
-it runs on an NPU and to `local/NAME` otherwise, unless somebody else has that name. Operations of people (`canonical`)
+it runs on an NPU and to `local/NAME` otherwise, and one of a remote to `REMOTE/MODEL` and to `MODEL`, its name there,
+unless somebody else has that name. Operations of people (`canonical`)
 take no pattern and no names that only match one: a typing error would mean a model.
 """
 
@@ -18,6 +19,7 @@ from accelerd.config.variants import Variant
 from accelerd.routing.plan import Plan, plan_of
 
 NPU, LOCAL = "npu/", "local/"
+LATEST = ":latest"  # Ollama's name of a model without a tag means that one
 
 KindOf = Callable[[ModelSpec], str]  # "npu", "gpu", "cpu", "" where it is not known
 
@@ -55,6 +57,7 @@ class Directory:
         self._with_variants = any(variant is not None for _, _, variant in self._patterns)
         plain = {alias: one for alias, one in aliases.items() if ANY not in alias}
         self._named: dict[str, ModelSpec | Route] = {**self.routes, **plain, **self.models}
+        self._there = _names_there(self.models.values())
         self._fallbacks = fallbacks
         self._plans: dict[str, Plan] = {}
         self.default = {**aliases, **self._named}.get(default) if default is not None else None
@@ -72,7 +75,7 @@ class Directory:
 
     def meaning(self, name: str) -> ModelSpec | Route | None:
         """The same; None where it means nothing."""
-        return self._named.get(name) or self._prefixed(name) or self._matching(name)
+        return self._named.get(name) or self._prefixed(name) or self._matching(name) or self._at_remote(name)
 
     def variant(self, name: str) -> Variant | None:
         """The variant that the name means to a client; None for the model or the route itself."""
@@ -85,20 +88,20 @@ class Directory:
 
     def is_name(self, name: str) -> bool:
         """Is it one of the names, and not one of those without end that match a pattern?"""
-        return name in self._named or self._prefixed(name) is not None
+        return name in self._named or self._prefixed(name) is not None or self._at_remote(name) is not None
 
     def canonical(self, name: str) -> str:
         """The configured name of the model that is meant; one that is not known stays. AccelError for a route's."""
-        found = self._named.get(name) or self._prefixed(name)
+        found = self._named.get(name) or self._prefixed(name) or self._at_remote(name)
         if isinstance(found, Route):
             text = f"{name} is a route: name one of its models, {', '.join(self.plan(found).models)}"
             raise AccelError("bad_request", text, param="model")
         return found.name if found is not None else name
 
     def aliases(self, spec: ModelSpec) -> tuple[str, ...]:
-        """Every other name that the model answers to: the configured ones, then the generated one."""
-        generated = self.generated(spec)
-        return (*spec.aliases, generated) if generated else spec.aliases
+        """Every other name that the model answers to: the configured ones, then the generated ones."""
+        generated = [one for one in _there(spec) if self.meaning(one) is spec and one != spec.name]
+        return (*spec.aliases, *filter(None, [self.generated(spec)]), *generated)
 
     def names(self) -> list[str]:
         """Every name, those of models first."""
@@ -106,6 +109,7 @@ class Directory:
             *self.models,
             *(name for name in self._named if name not in self.models),
             *filter(None, map(self.generated, self.models.values())),
+            *self._there,
         ]
 
     def generated(self, spec: ModelSpec) -> str:
@@ -118,6 +122,10 @@ class Directory:
     def _prefixed(self, name: str) -> ModelSpec | None:
         spec = self.models.get(name.partition("/")[2])
         return spec if spec is not None and self.generated(spec) == name else None
+
+    def _at_remote(self, name: str) -> ModelSpec | None:
+        there = self._there
+        return there.get(name) or there.get(name + LATEST) or there.get(name.removesuffix(LATEST))
 
     def _matching(self, name: str) -> ModelSpec | Route | None:
         found = self._match(name)
@@ -132,3 +140,17 @@ class Directory:
         close = difflib.get_close_matches(name, self.names(), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "; see GET /v1/models"
         raise AccelError("model_not_found", f"there is no model {name!r}{hint}", param="model")
+
+
+def _there(spec: ModelSpec) -> tuple[str, ...]:
+    """Names of a model of a remote by what it is called there."""
+    return (f"{spec.remote}/{spec.model}", spec.model or "") if spec.elsewhere else ()
+
+
+def _names_there(models: Iterable[ModelSpec]) -> dict[str, ModelSpec]:
+    """Of several with one name it is the first one's."""
+    found: dict[str, ModelSpec] = {}
+    for spec in models:
+        for name in _there(spec):
+            found.setdefault(name, spec)
+    return found

@@ -182,7 +182,7 @@ class Admission:
         for record in self.records.values():
             if not (record.removed or record.next_spec is not None):
                 continue
-            why = "removed from the configuration" if record.removed else "configuration changed"
+            why = record.spec.removal if record.removed else "configuration changed"
             if record.state is State.READY:
                 self.evict(record, why)
             elif record.state is State.STARTING:

@@ -61,10 +61,8 @@ class Configuration:
         for name in gone:
             record = self._admission.records[name]
             record.removed = True
-            self._holds.removed(record, "it was removed from the configuration")
-            self._admission.reject_all(
-                record, AccelError("model_not_found", f"{name} was removed from the configuration")
-            )
+            self._holds.removed(record, f"it {record.spec.removal}")
+            self._admission.reject_all(record, AccelError("model_not_found", f"{name} {record.spec.removal}"))
             if not record.occupied:
                 del self._admission.records[name]
         self._names.clear()

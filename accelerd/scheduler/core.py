@@ -385,7 +385,7 @@ class Core:
     def _configured(self, name: str) -> ModelRecord:
         record = self._find(name)
         if record.removed:
-            raise AccelError("model_not_found", f"{name} was removed from the configuration", param="model")
+            raise AccelError("model_not_found", f"{name} {record.spec.removal}", param="model")
         return record
 
     def snapshot(self, name: str) -> Snapshot:

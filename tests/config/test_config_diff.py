@@ -77,6 +77,7 @@ def test_every_field_of_a_model_is_either_launched_with_or_updated(home: Home) -
     scheduling = {
         "description", "aliases", "hidden_aliases", "variants", "unlisted", "start_timeout", "stop_timeout",
         "concurrency", "idle_timeout", "preload", "pin", "group", "exclusive", "memory", "priority", "price", "origins",
+        "offered",
     }  # fmt: skip
     assert set(ModelSpec.__dataclass_fields__) == set(LAUNCH_FIELDS) | scheduling
 

@@ -107,6 +107,7 @@ def test_the_schema_is_strict_and_described() -> None:
             {
                 "name": None,
                 "origins": None,
+                "offered": None,
                 "cache_type_k": "kv_cache_type",
                 "cache_type_v": "kv_cache_type",
                 "draft_cache_type_k": "draft_kv_cache_type",

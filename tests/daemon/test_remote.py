@@ -385,7 +385,7 @@ def test_a_request_has_ollama_asked_what_the_model_can_do_and_a_change_of_the_re
     folder = sites.directory / "changed"
     folder.mkdir()
     with closing(FakeRemote(folder, models=[{"id": "big:latest"}])) as box, DaemonFactory(folder) as made:
-        daemon = made.start(remote("one", box.url, api="ollama") + model("m", "one", "big"))
+        daemon = made.start(remote("one", box.url, api="ollama", models=[]) + model("m", "one", "big"))
 
         def entry() -> Any:
             return daemon.send("GET", "/v1/models/m").json()

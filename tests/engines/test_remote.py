@@ -13,7 +13,8 @@ from accelerd.config.remotes import Remote
 from accelerd.engines.http import HttpError
 from accelerd.engines.remote import RemoteEngine
 from accelerd.engines.remote.client import RemoteClient, RemoteError
-from accelerd.engines.remote.remotes import Remotes
+from accelerd.engines.remote.offered import MOST, offered
+from accelerd.engines.remote.remotes import OffersChanged, Remotes
 from accelerd.engines.remote.state import RemoteModel, RemoteState, listed, ollama_list, ollama_shown
 
 
@@ -71,6 +72,70 @@ def test_ollama() -> None:
     shown = ollama_shown(found["qwen3:8b"], {"capabilities": ["completion", "tools", "thinking"], "model_info": info})
     assert (sorted(shown.tasks), shown.context) == (["chat", "completions", "ollama", "tools"], 40960)
     assert RemoteState(models=found).model("bge") is found["bge:latest"]
+
+
+def test_a_newer_ollama_says_in_its_list_what_each_can_do_and_how_large_it_is() -> None:
+    full = {
+        "name": "qwen3:8b", "size": 5_225_388_164, "capabilities": ["completion", "vision", "thinking", 3, ["tools"]],
+        "details": {"context_length": 40960, "family": "qwen3"},
+    }  # fmt: skip
+    odd = {"name": "odd", "size": -1, "capabilities": "completion", "details": {"context_length": "long"}}
+    found = ollama_list({"models": [full, odd, {"name": 7}, None]}, {"models": []})
+    tasks = frozenset(("chat", "completions", "ollama", "vision"))
+    assert found["qwen3:8b"] == RemoteModel("qwen3:8b", tasks, 40960, False, size=5_225_388_164)  # type: ignore[arg-type]
+    assert found["odd"] == RemoteModel("odd", loaded=False)
+
+
+def state_of(*names: str, **more: Any) -> RemoteState:
+    return RemoteState(models={name: RemoteModel(name, **more) for name in names})
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({"api": "ollama"}, ["qwen3:8b", "qwen2:1b", "bge:latest"]),
+        ({"api": "ollama", "models": ()}, []),
+        ({"api": "ollama", "models": ("qwen3*", "*latest")}, ["qwen3:8b", "bge:latest"]),
+        ({"api": "openai"}, []),
+        ({"api": "accelerd"}, []),
+        ({"api": "openai", "models": ("qwen?:1b", "qwen2:1b")}, ["qwen2:1b"]),
+    ],
+)
+def test_what_a_remote_offers(settings: Any, names: list[str]) -> None:
+    states = {"r": state_of("qwen3:8b", "qwen2:1b", "bge:latest")}
+    found = offered([Remote("r", "http://box", **settings)], states.__getitem__, {})
+    assert [(one.name, one.remote, one.model, one.offered) for one in found] == [
+        (f"r/{name}", "r", name, True) for name in names
+    ]
+
+
+def test_names_that_none_can_have_here_are_left_out() -> None:
+    odd = ("a\nb", "\u200e", "gpt*", "x" * 5000, " ", "a/../b", "fine name")
+    found = offered([Remote("r", "http://box", api="ollama")], lambda name: state_of(*odd), {})
+    assert [one.model for one in found] == ["fine name"]
+
+
+def test_what_the_configuration_has_is_not_offered_again() -> None:
+    configured = {
+        "bge": ModelSpec("bge", engine="remote", remote="r", model="bge-m3"),
+        "r/taken": ModelSpec("r/taken", path="/t.gguf"),
+        "other": ModelSpec("other", engine="remote", remote="q", model="qwen"),
+    }
+    remotes = [Remote("r", "http://box", api="ollama")]
+    found = offered(remotes, lambda name: state_of("bge-m3:latest", "taken", "qwen"), configured)
+    assert [one.name for one in found] == ["r/qwen"]
+
+
+def test_two_accelerds_do_not_offer_each_other_their_own_models_again() -> None:
+    remote = Remote("r", "http://box", api="accelerd", models=("*",))
+    assert not offered([remote], lambda name: state_of("r/m", device="remote"), {})
+    assert offered([remote], lambda name: state_of("m", device="gpu"), {})
+
+
+def test_no_remote_offers_more_names_than_people_can_use() -> None:
+    names = [f"m{number}" for number in range(MOST + 7)]
+    found = offered([Remote("r", "http://box", models=("*",))], lambda name: state_of(*names), {})
+    assert [one.model for one in found] == names[:MOST]
 
 
 def test_declared_before_asked_before_usual() -> None:
@@ -131,3 +196,49 @@ def test_a_key_that_no_header_can_have_is_not_sent(tmp_path: Path, content: str)
     assert not client.ready
     assert str(path) in caught.value.detail
     assert "hunter" not in str(caught.value) + caught.value.detail
+
+
+def test_who_is_asked_for_a_name_that_is_not_known() -> None:
+    async def play() -> list[list[str]]:
+        remotes = Asked()
+        boxes = {
+            "box": Remote("box", "http://box", api="ollama"),
+            "far": Remote("far", "http://far", models=("qwen*",)),
+        }
+        remotes.configure({**boxes, "mute": Remote("mute", "http://mute")}, {})
+        asked = [remotes.may_have(name) for name in ("llama", "qwen", "mute/x", "box/x")]
+        await asyncio.gather(*remotes._asking.values())
+        for remotes.time, name in (
+            (0.5, "qwen"),
+            (0.6, "box/x"),
+            (1.6, "box/x"),
+            (1.7, "far/llama"),
+            (1.8, "far/qwen"),
+        ):
+            asked.append(remotes.may_have(name))
+        return asked
+
+    # before their first answer all that might, then the one that is named, unless it has just said what it has
+    first = [["box"], ["box", "far"], ["box"], ["box"]]
+    assert asyncio.run(play()) == [*first, [], [], ["box"], [], ["far"]]
+
+
+def test_other_models_are_told_once() -> None:
+    told: list[object] = []
+
+    class Listed(Remotes):
+        names = ("a",)
+
+        async def _models(self, client: Any) -> dict[str, RemoteModel]:
+            return {name: RemoteModel(name) for name in self.names}
+
+    async def play() -> None:
+        remotes = Listed(lambda: 0.0, {}, told.append)
+        remotes.configure({"r": Remote("r", "http://box")}, {})
+        for names in (("a",), ("a",), ("a", "b"), ()):
+            remotes.names = names
+            await remotes.look("r")
+        await remotes.close()
+
+    asyncio.run(play())
+    assert told == [OffersChanged("r")] * 3

@@ -203,6 +203,17 @@ class Instances:
         asyncio.get_running_loop().call_soon(self._scheduler.instance_probed, instance, True)
 
 
+def configure(
+    gateway: Gateway,
+    settings: ServerSettings,
+    keys: tuple[bytes, ...],
+    models: Sequence[ModelSpec],
+    routes: Sequence[Route],
+) -> None:
+    gateway.configure(settings, keys)
+    gateway.router.configure(models, routes, settings.default_model, settings.default_fallbacks)
+
+
 @dataclass
 class Bench:
     port: int
@@ -218,7 +229,7 @@ class Bench:
 
     def configure(self, settings: ServerSettings, keys: tuple[bytes, ...]) -> None:
         """Other settings for the same models."""
-        self.gateway.configure(settings, keys, self.models, self.routes)
+        configure(self.gateway, settings, keys, self.models, self.routes)
 
     async def client(self, receive_buffer: int | None = None, *, primed: bool = False) -> Client:
         """`primed`: its first request is behind it, and a connection to the engine can be used again."""
@@ -302,7 +313,7 @@ async def bench(
     scheduler = Scheduler(clock, scheduling, limits, events := EventStream())
     engines: dict[str, Any] = {"llama-server": Speaker(Dialect(streams_notice_disconnect=assembles)), **(others or {})}
     gateway = Gateway(clock, scheduler, engines, events)
-    gateway.configure(settings, keys, models, routes)
+    configure(gateway, settings, keys, models, routes)
     async with Engine(directory / "e.sock") as engine:
         instances = Instances(scheduler, Endpoint(unix=str(engine.path)))
         needless: Any = Needless()

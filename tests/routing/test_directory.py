@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from accelerd.base.errors import AccelError
@@ -83,8 +85,27 @@ def test_what_is_done_to_a_model_cannot_be_done_to_a_route() -> None:
 def test_a_model_elsewhere_is_not_local() -> None:
     spec = ModelSpec("big", engine="remote", remote="mac", model="big")
     known = Directory((spec,))
-    assert known.aliases(spec) == ()
+    assert known.aliases(spec) == ("mac/big",)
     assert known.meaning("local/big") is None
+
+
+def test_a_model_of_a_remote_answers_to_its_name_there_unless_somebody_else_has_it() -> None:
+    def there(remote: str, model: str, **more: Any) -> ModelSpec:
+        return ModelSpec(f"{remote}/{model}", engine="remote", remote=remote, model=model, offered=True, **more)
+
+    ours = ModelSpec("qwen3:8b", path="/q.gguf", aliases=("gpt-*",))
+    mac = [there("mac", name) for name in ("qwen3:8b", "gpt-oss", "bge:latest", "only")]
+    box = [there("box", "bge:latest"), there("box", "only")]
+    known = Directory((ours, *mac, *box))
+    meant = {
+        "qwen3:8b": ours, "mac/qwen3:8b": mac[0], "gpt-oss": ours, "mac/gpt-oss": mac[1], "bge": mac[2],
+        "bge:latest": mac[2], "box/bge": box[0], "only": mac[3], "only:latest": mac[3], "box/only": box[1],
+    }  # fmt: skip
+    assert {name: known.find(name) for name in meant} == meant
+    assert [known.is_name(name) for name in ("only", "bge", "gpt-4", "other")] == [True, True, False, False]
+    assert (known.canonical("bge"), known.canonical("box/only:latest")) == ("mac/bge:latest", "box/only")
+    assert known.aliases(mac[3]) == ("only",)
+    assert known.aliases(mac[0]) == known.aliases(mac[1]) == known.aliases(box[1]) == ()
 
 
 def test_the_prefix_follows_what_becomes_known_of_the_device() -> None:

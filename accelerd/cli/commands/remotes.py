@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from accelerd.base.sizes import human_size
 from accelerd.cli.context import Context
 from accelerd.cli.failure import ExitStatus
 from accelerd.cli.text import printable
 
 HEAD = ("REMOTE", "STATE", "API", "MODELS HERE", "URL")
-MODELS_HEAD = ("REMOTE", "MODEL THERE", "LOADED", "CONTEXT", "CAN")
+MODELS_HEAD = ("REMOTE", "MODEL THERE", "HERE", "LOADED", "SIZE", "CONTEXT", "CAN")
 LOADED = {True: "yes", False: "no", None: "-"}
 TIMEOUT = 30.0  # s: each has a few seconds to answer
 
@@ -39,7 +40,8 @@ def run(context: Context, args: argparse.Namespace) -> int:
     out.table(HEAD, rows, [("bold", "" if one["reachable"] else "red", "", "", "") for one in found])
     for one in found:
         if one["trouble"]:
-            out.wrapped(printable(f"{one['name']}: {one['trouble']}"), indent="  ", first="! ", style="yellow")
+            known = "; its models are those that it had when it answered last" if one["models"] else ""
+            out.wrapped(printable(f"{one['name']}: {one['trouble']}{known}"), indent="  ", first="! ", style="yellow")
         for name in one["missing"]:
             text = f"{one['name']} has no model of the name that {name} gives it"
             out.wrapped(printable(text), indent="  ", first="! ", style="yellow")
@@ -47,7 +49,9 @@ def run(context: Context, args: argparse.Namespace) -> int:
         (
             one["name"],
             printable(model["name"]),
+            printable(", ".join(model["names"])) or "-",
             LOADED[model["loaded"]],
+            human_size(model["size"]) if model["size"] else "-",
             str(model["context"] or "-"),
             ", ".join(model["capabilities"]) or "-",
         )
@@ -56,5 +60,5 @@ def run(context: Context, args: argparse.Namespace) -> int:
     ]
     if models:
         out.line()
-        out.table(MODELS_HEAD, models, [("", "bold", "", "", "")] * len(models))
+        out.table(MODELS_HEAD, models, [("", "bold", *[""] * 5)] * len(models))
     return ExitStatus.OK

@@ -79,4 +79,5 @@ class RemoteEngine(Engine):
             wire_name=spec.model,
             device=KIND,
             context=spec.context if isinstance(spec.context, int) else context,
+            size=known.size if known is not None else None,
         )

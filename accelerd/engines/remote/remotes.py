@@ -1,17 +1,21 @@
 """All remotes: their clients, and what is known of their models.
 
 A remote is asked what it has beside the first requests for it; another accelerd and Ollama, whose answer changes, again
-while requests for them go on. Nobody is asked while nobody wants anything, and no request waits for it.
+while requests for them go on. One that offers its models is asked once it is configured, too, beside whoever wants the
+list of models, and by a request for a name that only it can know: that alone waits for it. What is known stays while it
+does not answer. Nobody is asked while nobody wants anything.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 import msgspec
+from msgspec import Struct
 from msgspec.structs import replace
 
 from accelerd.base.errors import AccelError
@@ -19,22 +23,38 @@ from accelerd.config.model import ModelSpec
 from accelerd.config.remotes import Remote
 from accelerd.engines.http import HttpError
 from accelerd.engines.remote.client import RemoteClient, RemoteError
+from accelerd.engines.remote.offered import offered, offers
 from accelerd.engines.remote.state import RemoteModel, RemoteState, listed, ollama_list, ollama_shown
 
 log = logging.getLogger(__name__)
 
 FRESH: Final = 5.0  # s that what a remote says of itself is not asked again
 PATIENCE: Final = 5.0  # s for one question
+AT_ONCE: Final = 4  # questions to one remote
 AGAIN: Final = 60.0  # s after a question that was not answered
+UNSURE: Final = 1.0  # … by requests for a model of its own that is not known
+WAITS: Final = 6.0  # s that a request waits for what its name may mean
 CHANGING: Final = frozenset(("accelerd", "ollama"))  # what they say of their models changes
+
+
+class OffersChanged(Struct, frozen=True):
+    """A remote has other models than before."""
+
+    remote: str
 
 
 class Remotes:
     """To be used on the event loop's thread."""
 
-    def __init__(self, now: Callable[[], float], environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        now: Callable[[], float],
+        environ: Mapping[str, str],
+        publish: Callable[[object], None] = lambda event: None,
+    ) -> None:
         self._now = now
         self._environ = environ
+        self._publish = publish
         self.configured: dict[str, Remote] = {}
         self._wanted: dict[str, set[str]] = {}  # by remote, the models there that are configured here
         self._clients: dict[str, RemoteClient] = {}
@@ -43,19 +63,30 @@ class Remotes:
         self._asking: dict[str, asyncio.Task[RemoteState]] = {}
         self._retiring: set[asyncio.Task[None]] = set()
 
-    def configure(self, remotes: Mapping[str, Remote], models: Mapping[str, ModelSpec]) -> None:
-        """Take over a configuration. What is under way with a remote that has changed goes on."""
-        for name, remote in self.configured.items():
-            if remotes.get(name) != remote:
-                self._forget(name)
+    def configure(self, remotes: Mapping[str, Remote], models: Mapping[str, ModelSpec]) -> set[str]:
+        """Take over a configuration: which remotes are others now. What is under way with one goes on."""
+        changed = {name for name, remote in self.configured.items() if remotes.get(name) != remote}
+        for name in changed:
+            self._forget(name, remotes.get(name))
         self.configured = dict(remotes)
         self._wanted = {name: set() for name in remotes}
         for spec in models.values():
             if spec.elsewhere and spec.remote in self._wanted and spec.model is not None:
                 self._wanted[spec.remote].add(spec.model)
+        for name, remote in remotes.items():
+            if remote.patterns and self.state(name).asked is None and name not in self._asking:
+                self._ask(name)
+        return changed
 
-    def _forget(self, name: str) -> None:
-        self._states.pop(name, None)
+    def offered(self, configured: Mapping[str, ModelSpec]) -> list[ModelSpec]:
+        """The models that remotes offer, as far as is known."""
+        return offered(self.configured.values(), self.state, configured)
+
+    def _forget(self, name: str, now: Remote | None) -> None:
+        """What was known of it; at the same address it has the same models until it says otherwise."""
+        before, state = self.configured[name], self._states.pop(name, None)
+        if state is not None and now is not None and (now.url, now.api) == (before.url, before.api):
+            self._states[name] = RemoteState(models=state.models)
         self._shown = {key: model for key, model in self._shown.items() if key[0] != name}
         if (asking := self._asking.pop(name, None)) is not None:
             asking.cancel()
@@ -107,9 +138,53 @@ class Remotes:
         if asked is not None:
             state = self.state(name)
             fresh = FRESH if remote.api in CHANGING else AGAIN
-            if self._now() - asked < fresh or (state.models and remote.api not in CHANGING):
+            settled = state.models and remote.api not in CHANGING and not remote.patterns
+            if self._now() - asked < fresh or settled:
                 return
         self._ask(name)
+
+    def touch_offering(self) -> None:
+        """Somebody wants the list of models."""
+        for name, remote in self.configured.items():
+            if remote.patterns:
+                self.touch(name)
+
+    # --- names that are not known -------------------------------------------------------------------------------
+
+    def may_have(self, name: str) -> list[str]:
+        """The remotes to be asked before it can be said that there is no model of this name."""
+        found = []
+        for remote in self.configured.values():
+            there, state = name.removeprefix(f"{remote.name}/"), self.state(remote.name)
+            if not remote.offers(there):
+                continue
+            if state.asked is None or (there != name and self._now() - state.asked >= UNSURE):
+                found.append(remote.name)
+            else:
+                self.touch(remote.name)
+        return found
+
+    async def learn(self, names: Sequence[str]) -> None:
+        """Ask these, for a request that waits."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(WAITS):
+                await asyncio.gather(*map(self.look, names))
+
+    def why_unknown(self, name: str) -> AccelError | None:
+        """The answer to a request for a model that only a remote could have; None: its name is of none."""
+        remote = next((one for one in self.configured.values() if name.startswith(f"{one.name}/")), None)
+        if remote is None or not remote.patterns:
+            return None
+        state, there = self.state(remote.name), name.removeprefix(f"{remote.name}/")
+        if state.trouble and not state.models:
+            text = f"{name} cannot be looked for: the remote {remote.name}: {state.trouble}"
+            return AccelError("upstream_failed", text, param="model")
+        text = f"there is no model {name!r}: the remote {remote.name} has no {there!r}"
+        if state.trouble:
+            text += f", or had none when it answered last ({state.trouble})"
+        elif state.model(there) is not None:
+            text += " that it offers; see its `models` in the configuration"
+        return AccelError("model_not_found", f"{text}; see: accelctl remotes", param="model")
 
     async def look(self, name: str) -> RemoteState:
         """Ask it now, for a person who wants to know."""
@@ -136,6 +211,8 @@ class Remotes:
             state = RemoteState(self._now(), False, problem, detail, before.models)
         if self._clients.get(name) is client:
             self._states[name] = state
+            if state.models.keys() != before.models.keys():
+                self._publish(OffersChanged(name))
         return state
 
     async def _models(self, client: RemoteClient) -> dict[str, RemoteModel]:
@@ -144,19 +221,23 @@ class Remotes:
         tags = await client.ask("/api/tags", within=PATIENCE)
         models = ollama_list(tags, await client.ask("/api/ps", within=PATIENCE))
         name, state = client.remote.name, RemoteState(models=models)
-        for wanted in self._wanted.get(name, ()):
-            if (found := state.model(wanted)) is not None:
-                shown = await self._show(client, found)
-                models[found.name] = replace(shown, loaded=found.loaded)
-        return models
+        wanted = {state.model(one) for one in self._wanted.get(name, ())}
+        wanted |= {one for one in models.values() if offers(client.remote, one)}
+        few = asyncio.Semaphore(AT_ONCE)
+        shown = await asyncio.gather(*(self._show(client, one, few) for one in wanted if one and not one.tasks))
+        return models | {one.name: one for one in shown}
 
-    async def _show(self, client: RemoteClient, model: RemoteModel) -> RemoteModel:
+    async def _show(self, client: RemoteClient, model: RemoteModel, few: asyncio.Semaphore) -> RemoteModel:
         """What Ollama knows of a model without loading it."""
         key = client.remote.name, model.name
         if key not in self._shown:
             body = msgspec.json.encode({"model": model.name})
-            self._shown[key] = ollama_shown(model, await client.ask("/api/show", body, within=PATIENCE))
-        return self._shown[key]
+            try:
+                async with few:
+                    self._shown[key] = ollama_shown(model, await client.ask("/api/show", body, within=PATIENCE))
+            except HttpError:  # it was removed meanwhile
+                return model
+        return replace(self._shown[key], loaded=model.loaded, size=model.size)
 
     # --- orders -------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from accelerd.engines.base import Task
 from accelerd.engines.http import HttpError
@@ -43,6 +44,7 @@ class RemoteModel(Struct, frozen=True):
     queue: int | None = None  # requests that wait there or are answered
     displaces: tuple[str, ...] = ()  # models that would have to leave for it
     device: str = ""
+    size: int | None = None  # bytes of its files
 
 
 class RemoteState(Struct, frozen=True):
@@ -92,31 +94,44 @@ def _number(value: Any) -> bool:
 
 def ollama_list(tags: Any, running: Any) -> dict[str, RemoteModel]:
     """What Ollama's /api/tags and /api/ps have answered. HttpError."""
-    there, loaded = _names(tags), _names(running)
-    return {name: RemoteModel(name, loaded=name in loaded) for name in there}
+    there, loaded = _entries(tags), _entries(running)
+    return {name: _tagged(name, entry, loaded=name in loaded) for name, entry in there.items()}
 
 
-def _names(said: Any) -> list[str]:
+def _entries(said: Any) -> dict[str, dict[str, Any]]:
+    """By name."""
     models = said.get("models") if isinstance(said, dict) else None
     if not isinstance(models, list):
         raise HttpError("its list of models is none")
-    names = [one.get("name") or one.get("model") for one in models if isinstance(one, dict)]
-    return [name for name in names if isinstance(name, str)]
+    named = [(one.get("name") or one.get("model"), one) for one in models if isinstance(one, dict)]
+    return {name: entry for name, entry in named if isinstance(name, str)}
+
+
+def _tagged(name: str, entry: dict[str, Any], *, loaded: bool) -> RemoteModel:
+    """Newer ones say in the list what others say in /api/show alone."""
+    details = entry.get("details")
+    context = details.get("context_length") if isinstance(details, dict) else None
+    return RemoteModel(
+        name,
+        _tasks(entry.get("capabilities")),
+        context if _number(context) and context else None,
+        loaded,
+        size=entry["size"] if _number(entry.get("size")) else None,
+    )
+
+
+def _tasks(words: Any) -> frozenset[Task]:
+    known = [word for word in words if isinstance(word, str) and word in OF_OLLAMA] if isinstance(words, list) else []
+    return frozenset(task for word in known for task in OF_OLLAMA[word])
 
 
 def ollama_shown(model: RemoteModel, said: Any) -> RemoteModel:
     """The same with what /api/show has answered."""
     words = said.get("capabilities") if isinstance(said, dict) else None
     info = said.get("model_info") if isinstance(said, dict) else None
-    tasks = [OF_OLLAMA[word] for word in words if word in OF_OLLAMA] if isinstance(words, list) else []
     contexts = [
         value
         for key, value in (info.items() if isinstance(info, dict) else ())
         if key.endswith(".context_length") and _number(value)
     ]
-    return RemoteModel(
-        model.name,
-        frozenset(task for group in tasks for task in group),
-        contexts[0] if contexts else None,
-        model.loaded,
-    )
+    return replace(model, tasks=_tasks(words), context=contexts[0] if contexts else None)
