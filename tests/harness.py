@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -247,9 +247,12 @@ class DaemonFactory:
         port: int | None = None,
         env: Mapping[str, str] | None = None,
         module: str = "accelerd",
+        address: str = "127.0.0.1",
+        enter: Sequence[str] = (),
     ) -> Daemon:
-        """A ready daemon. `server`: more lines of [server]; `toml`: everything else; `module`: another main module."""
-        daemon = self.launch(toml, server=server, port=port, env=env, module=module)
+        """A ready daemon. `server`: more lines of [server]; `toml`: everything else; `module`: another main module;
+        `enter`: what its command is begun with."""
+        daemon = self.launch(toml, server=server, port=port, env=env, module=module, address=address, enter=enter)
         eventually(lambda: "READY=1" in daemon.messages() or daemon.process.poll() is not None, "ready")
         assert daemon.process.poll() is None, daemon.output()
         return daemon
@@ -262,10 +265,12 @@ class DaemonFactory:
         port: int | None = None,
         env: Mapping[str, str] | None = None,
         module: str = "accelerd",
+        address: str = "127.0.0.1",
+        enter: Sequence[str] = (),
     ) -> Daemon:
         """A daemon that may or may not become ready."""
         port = port or free_port()
-        preamble = f'[server]\nlisten = ["127.0.0.1:{port}"]\n{server}\n'
+        preamble = f'[server]\nlisten = ["{address}:{port}"]\n{server}\n'
         environment = self.environment(**(env or {}), TEST_PREAMBLE=preamble)
         config = Path(environment["XDG_CONFIG_HOME"]) / "accelerd" / "accelerd.toml"
         config.parent.mkdir(parents=True, exist_ok=True)
@@ -274,7 +279,7 @@ class DaemonFactory:
         log = self.directory / f"accelerd-{port}-{len(self._daemons)}.log"
         with open(log, "wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", module],
+                [*enter, sys.executable, "-m", module],
                 env={**environment, "NOTIFY_SOCKET": str(notify.path)},
                 stdout=output,
                 stderr=output,

@@ -84,6 +84,17 @@ def read_file(proc: Path | str, pid: int, file: str) -> bytes:
         return b""
 
 
+def is_hidden(proc: Path | str, pid: int) -> bool:
+    """May the process not be looked into, although it is the user's? Such are those outside of our user namespace."""
+    try:
+        os.close(os.open(f"{proc}/{pid}/environ", os.O_RDONLY | os.O_CLOEXEC))
+    except PermissionError:
+        return True
+    except OSError:
+        return False  # it ends
+    return False
+
+
 def _read(path: str) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -16,7 +16,7 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,26 @@ WORDS = ("Hel", "lo ", "wörld")
 
 
 class FakeRemote:
-    """The process, from its making to `close`. It listens at `port` of localhost."""
+    """The process, from its making to `close`. It listens at `port` of localhost, or of `address`."""
 
-    def __init__(self, folder: Path, certificate: str = "", key: str = "", models: Any = ({"id": "big"},)) -> None:
-        """`certificate`: a file beside this one, "": no TLS. `key`: what requests must bring."""
+    def __init__(
+        self,
+        folder: Path,
+        certificate: str = "",
+        key: str = "",
+        models: Any = ({"id": "big"},),
+        *,
+        address: str = "",
+        enter: Sequence[str] = (),
+    ) -> None:
+        """`certificate`: a file beside this one, "": no TLS. `key`: what requests must bring. `enter`: what its command
+        is begun with."""
         self._log = folder / f"remote-{certificate}-{len(key)}-{len(json.dumps(models))}.log"
-        argv = [sys.executable, __file__, str(self._log), certificate, key, json.dumps(list(models))]
-        self._process = subprocess.Popen(argv, stdout=subprocess.PIPE)
+        argv = [sys.executable, __file__, str(self._log), certificate, key, json.dumps(list(models)), address]
+        self._process = subprocess.Popen([*enter, *argv], stdout=subprocess.PIPE)
         assert self._process.stdout is not None
         self.port = int(self._process.stdout.readline())
-        self.url = f"{'https' if certificate else 'http'}://localhost:{self.port}"
+        self.url = f"{'https' if certificate else 'http'}://{address or 'localhost'}:{self.port}"
 
     def close(self) -> None:
         self._process.kill()
@@ -54,7 +64,7 @@ class FakeRemote:
 class Server:
     """Within the process."""
 
-    def __init__(self, log: Path, certificate: str, key: str, models: list[dict[str, Any]]) -> None:
+    def __init__(self, log: Path, certificate: str, key: str, models: list[dict[str, Any]], address: str) -> None:
         self.tls: ssl.SSLContext | None = None
         if certificate:
             self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -66,7 +76,7 @@ class Server:
         self.connections = self.chats = 0
         self.goes_on = threading.Event()
         signal.signal(signal.SIGUSR1, lambda *_: self.go_on())
-        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._socket = socket.create_server((address or "127.0.0.1", 0))
         self.port = int(self._socket.getsockname()[1])
         self.url = f"{'https' if self.tls else 'http'}://localhost:{self.port}"
 
@@ -238,4 +248,4 @@ def _message(model: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    Server(Path(sys.argv[1]), sys.argv[2], sys.argv[3], json.loads(sys.argv[4])).run()
+    Server(Path(sys.argv[1]), sys.argv[2], sys.argv[3], json.loads(sys.argv[4]), sys.argv[5]).run()

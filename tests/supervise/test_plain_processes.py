@@ -23,6 +23,7 @@ from accelerd.supervise.homes.child_home import ChildHome, ChildProcess, Spawner
 from accelerd.supervise.process.processes import InstanceTag, Process, ProcessTable
 from accelerd.supervise.supervisor import ProcessSupervisor
 from accelerd.supervise.waiting import SupervisorLimits
+from tests.harness import ROOT
 from tests.supervise.bench import Heard, SupervisorBench, alive
 
 
@@ -183,6 +184,23 @@ def test_a_process_that_executes_its_program_is_not_overlooked(tmp_path: Path, m
     assert [process.pid for process in ProcessTable(tmp_path).members(tag, None)] == [77]
     show("", 0)
     assert [process.pid for process in ProcessTable(tmp_path).owned("/nowhere")] == [77]
+
+
+LOOK = """
+import sys, time
+from accelerd.supervise.process.processes import ProcessTable
+time.sleep = lambda seconds: sys.exit("it waits for one that may not be looked into")
+print(ProcessTable().owned("/nowhere"))
+"""
+
+
+def test_what_is_outside_of_its_user_namespace_is_not_waited_for() -> None:
+    """As in a toolbox, where all of the user's processes can be seen and none looked into."""
+    argv = ["unshare", "--user", "--map-current-user", sys.executable, "-c", LOOK]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
 class NotingSpawner(Spawner):

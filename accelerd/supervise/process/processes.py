@@ -19,7 +19,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from accelerd.base import names
-from accelerd.base.proc import ProcStat, listeners, living, pids, read_file, sockets
+from accelerd.base.proc import ProcStat, is_hidden, listeners, living, pids, read_file, sockets
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _KTHREADD = 2  # the parent of kernel threads, which have no environment at all
@@ -112,7 +112,8 @@ class ProcessTable:
     def _environment(self, stat: ProcStat) -> Sequence[bytes]:
         """While a process executes a program, it has none for a moment, and is not to be overlooked then."""
         for _ in range(_LOOKS):
-            if stat.environment != (0, 0) or _KTHREADD in (stat.pid, stat.parent):
+            known = stat.environment != (0, 0) or _KTHREADD in (stat.pid, stat.parent)
+            if known or is_hidden(self._proc, stat.pid):
                 break
             time.sleep(_PAUSE)
             again = living(self._proc, stat.pid)
