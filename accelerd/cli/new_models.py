@@ -14,6 +14,7 @@ from accelerd.base.names import accelctl
 from accelerd.cli import npu_models
 from accelerd.cli.commands.status import base_urls
 from accelerd.cli.context import Context, configuration, how_to_start
+from accelerd.cli.text import curl_with_key
 from accelerd.estimate.model_kind import Identified, Kind
 
 WORDS = {
@@ -95,4 +96,6 @@ def completion(context: Context, model: NewModel) -> str:
     body = json.dumps({"model": model.name, "prompt": "Once upon a time", "max_tokens": 32}, ensure_ascii=False)
     if shutil.which("curl", path=context.env.get("PATH")) is None:
         return f"POST {url}/completions {body}"
-    return shlex.join(["curl", f"{url}/completions", "--json", body])
+    keys = config.server.key_file if config is not None else None
+    curl = curl_with_key(keys) if keys is not None else "curl"
+    return f"{curl} {shlex.join([f'{url}/completions', '--json', body])}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -79,3 +80,8 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
         return by_lower[found[0]]
     parts = [item for lower, item in by_lower.items() if name.lower() in lower]
     return parts[0] if len(parts) == 1 else None
+
+
+def curl_with_key(path: str, header: str = "Authorization: Bearer ") -> str:
+    """The begin of a command that sends the first key of a file. The key is on no command line."""
+    return f"sed -n '/^[^#]/{{s/^/{header}/p;q}}' {shlex.quote(path)} | curl -H @-"

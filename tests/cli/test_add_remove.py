@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -244,6 +245,23 @@ def test_a_model_without_a_chat_template_is_tried_with_a_completion(ctl: Ctl, tm
     assert "try it: accelctl chat talks" in ctl("add", str(talks)).out
     notes = [ctl("chat", name, "hi").err.count("has no chat template") for name in ("base", "talks")]
     assert notes == [1, 0]
+
+
+def test_where_keys_are_needed_the_command_to_try_it_with_sends_one_and_shows_none(ctl: Ctl, tmp_path: Path) -> None:
+    keys, programs = tmp_path / "my keys", tmp_path / "bin"
+    keys.write_text("# mine\nsk-hunter2\nsk-hunter3\n")
+    keys.chmod(0o600)
+    programs.mkdir()
+    (programs / "curl").symlink_to("/bin/true")
+    ctl.configure(f'[server]\nlisten = ["127.0.0.1:4321"]\nkey_file = "{keys}"\n')
+    plain = write(
+        tmp_path / "base.gguf", {"general.architecture": string("qwen3")}, {"blk.0.attn_q.weight": ((256, 64), 0)}
+    )
+    first, _, curl = ctl("add", str(plain), PATH=str(programs)).out.partition(" | ")
+    header = subprocess.run(["sh", "-c", first.partition("try it: ")[2]], capture_output=True, text=True, check=True)
+    assert header.stdout == "Authorization: Bearer sk-hunter2\n"
+    assert "hunter" not in first + curl
+    assert curl.startswith("curl -H @- http://localhost:4321/v1/completions --json ")
 
 
 def test_a_file_that_is_no_model_is_refused_by_what_it_is(ctl: Ctl, tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def daemon(factory: DaemonFactory, sites: Site) -> Daemon:
         program(sites, "key", "--port", "{port}", key_env="PROGRAM_KEY"),
         program(sites, "file", "--socket", "{socket}", "--key-file", "{key_file}"),
         program(sites, "slow", "--port", "{port}", "--slow", "0.3"),
+        program(sites, "nowhere").replace(str(PROGRAM), "no-such-speech-server"),
         *(preset(sites, name) for name in presets()),
         program(sites, "broken", "--port", "{port}", "--broken", probe_path="/v1/audio/speech", probe_body='{"a": 1}'),
     ]
@@ -89,6 +90,15 @@ def test_wherever_it_listens_and_however_it_gets_its_key(daemon: Daemon, name: s
     assert answer.status == 200, answer.body
     assert daemon.control("POST", f"unload?model={name}").status in (200, 202)
     eventually(lambda: daemon.state(name) == "stopped", "it is unloaded")
+
+
+def test_a_program_that_is_not_there_is_named_by_explain(daemon: Daemon) -> None:
+    answer = daemon.control("GET", "explain?model=nowhere")
+    assert answer.code == "model_failed"
+    assert "cannot find the program no-such-speech-server: it is not on PATH" in answer.json()["error"]["message"]
+    problems = daemon.control("GET", "config/check").json()["problems"]
+    (told,) = [one for one in problems if "no-such-speech-server" in one["message"]]
+    assert (told["key"], told["severity"]) == ("models.nowhere.command.argv", "warning")
 
 
 REQUESTS: dict[str, dict[str, Any]] = {

@@ -80,6 +80,12 @@ def test_a_probe_names_the_model_as_json_writes_it(tmp_path: Path) -> None:
     )
 
 
+def test_a_file_that_is_not_there_is_named_before_anything_is_started(tmp_path: Path) -> None:
+    with pytest.raises(AccelError, match="no such file: /no/such") as caught:
+        plan(spec(tmp_path, "{port}", path="/no/such.bin"), tmp_path)
+    assert caught.value.code == "model_failed"
+
+
 @pytest.mark.parametrize("word", ["{model}", "--n={context}"])
 def test_a_placeholder_without_a_value_is_named(tmp_path: Path, word: str) -> None:
     with pytest.raises(AccelError, match=f"{{{word.partition('{')[2]}") as caught:

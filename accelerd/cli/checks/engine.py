@@ -10,7 +10,10 @@ from accelerd.base.names import accelctl
 from accelerd.cli.checks.base import Check, CheckContext
 from accelerd.cli.commands.remove import is_own, own_dropin
 from accelerd.cli.engine_program import program_of
+from accelerd.cli.failure import Failure
 from accelerd.cli.text import count, printable
+from accelerd.config import on_disk
+from accelerd.config.command import presets
 from accelerd.config.model import ModelSpec
 from accelerd.devices.model import usable
 from accelerd.engines.base import EngineBuild
@@ -77,6 +80,33 @@ def programs(s: CheckContext) -> Iterator[Check]:
         models = [ModelSpec(name="any")]
     for spec in {spec.binary or s.config.llama_server.binary: spec for spec in reversed(models)}.values():
         yield program(s, spec)
+
+
+def commands(s: CheckContext) -> Iterator[Check]:
+    """The programs, presets and files of models of the engine `command` on this machine."""
+    for spec in s.config.models.values():
+        if spec.engine != "command" or spec.home not in ON_THE_HOST:
+            continue
+        found = [*on_disk.files(spec)]
+        for field, reason in found:
+            origin = spec.origin(field)
+            yield Check("command", "fail", printable(f"{spec.name}: {reason}"), f"correct {field} ({origin})")
+        if not found and (unfound := not_startable(s, spec)):
+            yield Check("command", "fail", printable(f"{spec.name}: {unfound.message}"), unfound.hint)
+        elif not found:
+            preset = presets().get(spec.command.preset or "")
+            known = f", preset {spec.command.preset} (of {preset.version})" if preset is not None else ""
+            program = spec.binary or spec.command.argv[0]
+            yield Check("command", "ok", printable(f"{spec.name} runs {program}{known}"))
+
+
+def not_startable(s: CheckContext, spec: ModelSpec) -> Failure | None:
+    """Why the daemon could not start it now: its PATH counts, not this shell's."""
+    try:
+        s.client.get("explain", model=spec.name)
+    except Failure as failure:
+        return failure if failure.code == "model_failed" else None
+    return None
 
 
 def build_of(s: CheckContext, spec: ModelSpec) -> EngineBuild:

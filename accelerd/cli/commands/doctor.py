@@ -38,15 +38,15 @@ def run_checks(machine: CheckContext) -> list[Check]:
     from accelerd.cli.checks import containers, engine, host, lemonade, memory, npu, remotes, service, strix_halo
 
     checks = (
-        host.python, host.directories, engine.configuration, engine.model_files, engine.programs,
+        host.python, host.directories, engine.configuration, engine.model_files, engine.programs, engine.commands,
         containers.programs, containers.rootless, containers.there, memory.memory, memory.swap, host.devices,
         strix_halo.strix_halo, strix_halo.rocm_builds, npu.flm, npu.conflicts, lemonade.lemonade, remotes.remotes,
         service.daemon,
         service.level, service.units, service.linger, service.ports, service.control_socket, service.journal,
     )  # fmt: skip
     of_models = (
-        engine.model_files, engine.programs, containers.programs, containers.rootless, containers.there, memory.memory,
-        strix_halo.rocm_builds, npu.flm, npu.conflicts, service.ports,
+        engine.model_files, engine.programs, engine.commands, containers.programs, containers.rootless,
+        containers.there, memory.memory, strix_halo.rocm_builds, npu.flm, npu.conflicts, service.ports,
     )  # fmt: skip
     # what these would say of the defaults is not true of a configuration that is not valid
     left_out = of_models if machine.machine.checked[0] is None else ()

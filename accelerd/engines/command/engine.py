@@ -131,6 +131,8 @@ class Command(Engine):
         """The program and the model's file, as they are called where it runs. AccelError('model_failed')."""
         wanted = spec.binary or spec.command.argv[0]
         if place is None:
+            if spec.path and not await asyncio.to_thread(os.path.exists, spec.path):
+                fail(Cause.NO_MODEL, f"no such file: {spec.path}", f"correct path ({spec.origin('path')})")
             return await asyncio.to_thread(find, wanted, self._environ, HINT), spec.path or ""
         files = [spec.path] if spec.path else []
         found = await place.look(spec, wanted, files)
