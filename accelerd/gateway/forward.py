@@ -16,12 +16,12 @@ from accelerd.base.errors import AccelError
 from accelerd.config.model import ServerSettings
 from accelerd.engines.remote.remotes import Remotes
 from accelerd.gateway.collector import Collector
-from accelerd.gateway.corrections import hidden_error
 from accelerd.gateway.dialects.translation import (
     EVENT_STREAM,
     TranslatedResponse,
     answering_as,
 )
+from accelerd.gateway.engine_errors import hidden_error
 from accelerd.gateway.going_on import GoingOn, all_failed
 from accelerd.gateway.health_checks import HealthChecks
 from accelerd.gateway.inference_request import InferenceRequest

@@ -13,7 +13,7 @@ from typing import Final
 from msgspec import Struct, field
 
 from accelerd.base.errors import AccelError
-from accelerd.gateway.corrections import TOO_LONG
+from accelerd.gateway.engine_errors import TOO_LONG
 from accelerd.gateway.health_checks import HealthChecks
 from accelerd.gateway.request_facts import RequestFacts
 from accelerd.gateway.request_router import RequestRouter, UpstreamTarget

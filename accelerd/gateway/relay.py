@@ -14,24 +14,19 @@ from functools import lru_cache
 from accelerd.base.errors import AccelError
 from accelerd.engines.base import Traits
 from accelerd.gateway.corrections import (
-    NO_DIALECT,
     PLAIN,
-    TOO_LONG,
     Correction,
     Renamed,
     RenamedLines,
-    code_of,
-    corrected_error,
     correction_for,
     error_event,
-    hidden_error,
     is_cut,
-    lacks_model,
     refusal_event,
     renamed,
     waiting_event,
 )
 from accelerd.gateway.dialects.translation import EVENT_STREAM, JSON_LINES, TranslatedResponse
+from accelerd.gateway.engine_errors import NO_DIALECT, TOO_LONG, code_of, corrected_error, hidden_error, lacks_model
 from accelerd.gateway.one_by_one import JoinedStreams
 from accelerd.gateway.response_framing import LAST_CHUNK, FramingError, Head, chunk
 from accelerd.gateway.responses import JSON_TYPE, answered_by, cors_headers, date_and_id, is_ollamas, reason
@@ -383,6 +378,9 @@ class Relay:
             return self.failure(hidden_error(body) or "its response is not a stream")
         if (error := self.rejected(self._head, body)) is not None:
             return error
+        if self.committed and status < 400:
+            self.ok = False
+            return self.fail(self.failure("its response is not a stream"))
         if self.committed:
             status, body = self._corrected(status, body)
             self.ok = status < 500

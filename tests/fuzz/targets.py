@@ -40,10 +40,11 @@ from accelerd.estimate.model_kind import identify_model
 from accelerd.estimate.placing import options
 from accelerd.estimate.remote import Web, part_urls, total_of
 from accelerd.estimate.tensors import GgufModel, read_part
-from accelerd.gateway.corrections import MESSAGES, corrected_error, correction_for, hidden_error, refusal_event
+from accelerd.gateway.corrections import MESSAGES, correction_for, refusal_event
 from accelerd.gateway.dialects.neutral import Answering
 from accelerd.gateway.dialects.translation import CHAT, OLLAMA, TranslatedResponse, Translation
 from accelerd.gateway.dialects.translation import MESSAGES as MESSAGES_API
+from accelerd.gateway.engine_errors import corrected_error, hidden_error
 from accelerd.gateway.handover import unpack
 from accelerd.gateway.one_by_one import JoinedStreams
 from accelerd.gateway.request_body import DECODERS, boundary_of, read_form, read_json, with_model

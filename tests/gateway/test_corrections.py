@@ -15,15 +15,8 @@ from accelerd.base.errors import AccelError
 from accelerd.config.model import ServerSettings
 from accelerd.engines.base import Dialect
 from accelerd.engines.llama_server.dialect import DIALECT
-from accelerd.gateway.corrections import (
-    Renamed,
-    corrected_error,
-    correction_for,
-    error_event,
-    is_cut,
-    lacks_model,
-    renamed,
-)
+from accelerd.gateway.corrections import Renamed, correction_for, error_event, is_cut, renamed
+from accelerd.gateway.engine_errors import corrected_error, lacks_model
 from tests.gateway.bench import SSE_HEAD, Bench, Speaker, bench, chunk, on_both_loops, plain, until
 from tests.gateway.client import CHAT, request
 

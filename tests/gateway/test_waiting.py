@@ -98,10 +98,10 @@ async def test_a_load_that_fails_after_the_head_is_an_error_event(tmp_path: Path
             plain(b'{"error":{"code":400,\n"message":"too long","type":"exceed_context_size_error"}}', status=400),
             "too long",
         ),
-        (plain(b'{"error":"text"}', status=500), "refused"),
-        (plain(b"<html>", status=500, kind="text/html"), "refused"),
-        (plain(b'{"choices":[]}'), "refused"),
-        (plain(b"x" * 200_000, status=400), "refused"),
+        (plain(b'{"error":"text"}', status=500), "text"),
+        (plain(b"<html>", status=500, kind="text/html"), "no reason given"),
+        (plain(b'{"choices":[]}'), "the engine failed: its response is not a stream"),
+        (plain(b"x" * 200_000, status=400), "x" * 400),
     ],
 )
 @on_both_loops
