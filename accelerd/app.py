@@ -55,6 +55,7 @@ from accelerd.policy.hung_disks import HungDisks
 from accelerd.policy.memory_pressure import MemoryPressureRelief
 from accelerd.policy.notifications import DesktopNotifications
 from accelerd.policy.pins import Pins
+from accelerd.policy.remote_idle import RemoteIdle
 from accelerd.policy.runtime_directory import RuntimeDirectory
 from accelerd.policy.sleep import SleepPolicy
 from accelerd.policy.socket_unit import SocketUnit
@@ -189,6 +190,7 @@ class Parts(ControlParts):
         )
         self.notifications = DesktopNotifications(NotificationSender(buses.session, clock), events)
         self.sleep = SleepPolicy(scheduler, self.yielding, devices.rescan, partial(SleepGuard, buses.system), events)
+        self.remote_idle = RemoteIdle(remotes, events)
         self.power = PowerSaving(partial(watch_battery, buses.system), events)
         self.clock_boost = make_clock_boost(roots, clock, buses.system, devices, scheduler, events)
         self.models = ConfiguredModels(config, scheduler, self.model_info, self.power, events)

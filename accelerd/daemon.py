@@ -308,6 +308,7 @@ class Daemon:
         await parts.clock_boost.keeper.close()
         parts.yielding.close()
         parts.power.close()
+        parts.remote_idle.close()
         await parts.sleep.guard.close()
         await parts.notifications.close()
         # A restart may have become a stop while requests ended.

@@ -10,8 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 
 from accelerd.config import units
 from accelerd.config.command import PLACEHOLDERS, placeholders, presets
-from accelerd.config.model import BUILT_IN, FINE_SETTINGS, ModelSpec
-from accelerd.config.resolve import DEFAULTS
+from accelerd.config.model import BUILT_IN, DEFAULTS, FINE_SETTINGS, ModelSpec
 
 Clash = tuple[str, str, str]  # a setting, what is wrong with it, and the one that it does not go with ("": it alone)
 
@@ -109,7 +108,7 @@ OWNED = ("llama-server", "flm", "lemonade", "command")  # engines whose processe
 # Of the settings of any model, what does something where a server elsewhere runs it.
 OF_REMOTE_MODELS = frozenset(
     ("engine", "model", "description", "aliases", "hidden_aliases", "unlisted", "remote", "capabilities", "context",
-     "concurrency", "price")
+     "concurrency", "idle_timeout", "price")
 )  # fmt: skip
 # Which engines read a setting, where not all of those here do. Lemonade passes some on to its llama-servers.
 READ_BY: dict[str, tuple[str, ...]] = {

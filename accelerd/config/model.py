@@ -49,6 +49,7 @@ class Origin:
 
 
 BUILT_IN = Origin("built-in")
+DEFAULTS: Final = ("defaults",)
 USUAL_CONTEXT: Final = 8192  # tokens; most requests do with it
 
 
@@ -375,6 +376,12 @@ class ModelSpec:
     def elsewhere(self) -> bool:
         """Does a server elsewhere run it? Then it needs no memory here, and no rule for what is loaded concerns it."""
         return self.engine == "remote"
+
+    @property
+    def idle_after(self) -> float | None:
+        """Seconds without requests after which it leaves; None: never. One elsewhere only if that is written for it."""
+        written = "idle_timeout" in self.origins and self.origin("idle_timeout").table != DEFAULTS
+        return self.idle_timeout if written or not self.elsewhere else None
 
     @property
     def slots(self) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from accelerd.config.command import CommandSettings, of_preset
-from accelerd.config.model import SECTIONS, Config, ModelSpec, Origin, Price, Sampling
+from accelerd.config.model import DEFAULTS, SECTIONS, Config, ModelSpec, Origin, Price, Sampling
 from accelerd.config.positions import KeyPath
 from accelerd.config.problems import Source
 from accelerd.config.remotes import Remote
@@ -22,7 +22,6 @@ from accelerd.config.variants import Variant
 from accelerd.config.walk import ConfigEntries, ConfigEntry
 
 _NOT_SETTINGS: Final = ("profile", "variants")
-DEFAULTS: Final = ("defaults",)
 CACHE_TYPES: Final = {"kv_cache_type": "cache_type", "draft_kv_cache_type": "draft_cache_type"}  # key → fields _k, _v
 LISTS: Final = ("spec_type", "fit_target")  # one value stands for an array of one
 # Which keys of [defaults] a model with these settings cannot have, beyond those that were found before.

@@ -79,7 +79,13 @@ def warnings(
     limit = config.scheduler.memory
     yield from _of_models(
         config,
-        lambda spec: (*without_effect(spec), *on_disk.files(spec), *_fits(spec, limit), *_same_container(spec, config)),
+        lambda spec: (
+            *without_effect(spec),
+            *on_disk.files(spec),
+            *_fits(spec, limit),
+            *_same_container(spec, config),
+            *_kept_there(spec, config),
+        ),
         "warning",
     )
     for path, text in on_disk.remotes(config, environ):
@@ -287,6 +293,13 @@ def _fits(spec: ModelSpec, limit: int | None) -> Iterator[tuple[str, str]]:
     if spec.memory is not None and limit is not None and spec.memory > limit:
         size, most = units.format_size(spec.memory), units.format_size(limit)
         yield "memory", f"{size} never fits, because scheduler.memory is {most}"
+
+
+def _kept_there(spec: ModelSpec, config: Config) -> Iterator[tuple[str, str]]:
+    remote = config.remotes.get(spec.remote or "")
+    if spec.elsewhere and spec.idle_after is not None and remote is not None and remote.api != "ollama":
+        text = f'has no effect: {remote.name} has api = "{remote.api}", and only Ollama can be told to unload a model'
+        yield "idle_timeout", text
 
 
 def _same_container(spec: ModelSpec, config: Config) -> Iterator[tuple[str, str]]:

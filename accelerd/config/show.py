@@ -142,6 +142,8 @@ def _model(table: dict[str, SchemaNode], spec: ModelSpec) -> Iterator[SettingVal
                 continue
             case _ if spec.elsewhere and key not in OF_REMOTE_MODELS:
                 continue
+            case "idle_timeout" if spec.elsewhere and spec.idle_after is None:
+                continue
             case _ if key in CACHE_TYPES:
                 for half in ("k", "v"):
                     name = f"{CACHE_TYPES[key]}_{half}"

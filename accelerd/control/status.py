@@ -281,7 +281,7 @@ def model_status(parts: ControlParts, snapshot: Snapshot) -> ModelStatus:
     spec, facts, traits = snapshot.spec, parts.facts(snapshot), parts.router.traits(snapshot.spec)
     return ModelStatus(
         name=spec.name,
-        aliases=list(spec.aliases),
+        aliases=[*spec.aliases, *parts.router.directory.there(spec)],
         prefixed=parts.router.directory.generated(spec) or None,
         engine=spec.engine,
         recipe=traits.recipe,
@@ -295,7 +295,7 @@ def model_status(parts: ControlParts, snapshot: Snapshot) -> ModelStatus:
         leases=snapshot.leases,
         queue=snapshot.queue,
         idle=snapshot.idle,
-        idle_timeout=None if spec.elsewhere else spec.idle_timeout,
+        idle_timeout=spec.idle_after,
         pin=spec.pin,
         held=bool(snapshot.holds),
         preload=spec.preload,

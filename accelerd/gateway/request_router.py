@@ -408,8 +408,8 @@ class RequestRouter:
         return _unsupported(text, missing)
 
     def _others(self, missing: Task, path: str) -> str:
-        """The models that have the capability."""
-        specs = self.directory.models.values()
+        """The configured models that have the capability."""
+        specs = [spec for spec in self.directory.models.values() if not spec.offered]
         if missing == TASKS[path]:
             able = [spec.name for spec in specs if _serves(self.traits(spec), path)]
         else:

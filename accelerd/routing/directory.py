@@ -100,8 +100,11 @@ class Directory:
 
     def aliases(self, spec: ModelSpec) -> tuple[str, ...]:
         """Every other name that the model answers to: the configured ones, then the generated ones."""
-        generated = [one for one in _there(spec) if self.meaning(one) is spec and one != spec.name]
-        return (*spec.aliases, *filter(None, [self.generated(spec)]), *generated)
+        return (*spec.aliases, *filter(None, [self.generated(spec)]), *self.there(spec))
+
+    def there(self, spec: ModelSpec) -> list[str]:
+        """Those of a model of a remote by its name there."""
+        return [name for name in _there(spec) if self.meaning(name) is spec and name != spec.name]
 
     def names(self) -> list[str]:
         """Every name, those of models first."""

@@ -219,3 +219,30 @@ def test_what_a_model_can_do_is_listed_once(home: Home) -> None:
     assert [(one.severity, one.key, one.message) for one in problems] == [
         ("warning", "models.big.capabilities[2]", '"chat" is listed twice, and has no effect the second time')
     ]
+
+
+def test_what_is_idle_there_is_its_servers_affair_unless_that_is_written_for_the_model(home: Home) -> None:
+    ollama = MAC + 'api = "ollama"\n' + BIG
+    told = home.load('[defaults]\nidle_timeout = "1m"\n' + ollama).models["big"]
+    assert told.idle_after is None
+    config = home.load(ollama + 'idle_timeout = "1m"\n')
+    assert config.models["big"].idle_after == 60
+    assert '\nidle_timeout = "1m"' in show(config)
+    assert "\nidle_timeout" not in show(home.load(ollama))
+    assert not [one for one in home.check(ollama + 'idle_timeout = "1m"\n')[1] if "idle_timeout" in one.key]
+    (problem,) = [one for one in home.check(MAC + BIG + 'idle_timeout = "1m"\n')[1] if "idle_timeout" in one.key]
+    assert 'mac has api = "openai", and only Ollama' in problem.message
+
+
+def test_which_models_a_remote_offers(home: Home) -> None:
+    config = home.load(MAC + 'models = ["qwen*", "bge-m3"]\n[remotes.box]\nurl = "http://box:11434"\napi = "ollama"\n')
+    offered = {name: remote.patterns for name, remote in config.remotes.items()}
+    assert offered == {"mac": ("qwen*", "bge-m3"), "box": ("*",)}
+    assert [config.remotes["mac"].offers(name) for name in ("qwen3:8b", "bge-m3", "bge-m3:latest")] == [
+        True,
+        True,
+        False,
+    ]
+    assert home.load(show(config)).remotes == config.remotes
+    assert home.check(MAC + "models = [3]")[1]
+    assert not home.load(MAC + "models = []").remotes["mac"].patterns

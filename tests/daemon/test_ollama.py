@@ -140,6 +140,7 @@ def box(sites: Site) -> Iterator[Box]:
     pull(one.models, "qwen3:8b", size=5_225_388_164, context=40960)
     pull(one.models, "bge-m3", capabilities=["embedding"])
     pull(one.models, "here", capabilities=["completion", "vision"])
+    pull(one.models, "brief:1b")
     with one:
         yield one
 
@@ -152,7 +153,8 @@ def remote(name: str, url: str, **settings: Any) -> str:
 @pytest.fixture(scope="module")
 def beside(factory: DaemonFactory, sites: Site, box: Box) -> Daemon:
     toml = [QUICK, sites.model("here"), sites.model("mine", aliases=["gpt-*"]), remote("box", box.url)]
-    toml.append('[models.short]\nengine = "remote"\nremote = "box"\nmodel = "bge-m3"\n')
+    ours = '[models.{}]\nengine = "remote"\nremote = "box"\nmodel = "{}"\n'
+    toml += [ours.format("short", "bge-m3"), ours.format("brief", "brief:1b") + 'idle_timeout = "200ms"\n']
     return factory.start("".join(toml))
 
 
@@ -236,6 +238,16 @@ def test_unloading_gives_back_its_memory(beside: Daemon, box: Box) -> None:
     assert beside.chat("qwen3:8b").status == 200
 
 
+def test_one_with_an_idle_timeout_is_unloaded_there_and_stays_ready_here(beside: Daemon, box: Box) -> None:
+    told = {"model": "brief:1b", "keep_alive": 0}
+    for count in (1, 2):
+        assert beside.chat("brief").status == 200
+        eventually(lambda count=count: box.asked("/api/generate").count(told) == count, "it was idle")  # type: ignore[misc]
+        eventually(lambda: "brief:1b" not in box.loaded(), "its memory is back")
+    assert (beside.state("brief"), beside.status("brief")["idle_timeout"]) == ("ready", 0.2)
+    assert beside.status("box/qwen3:8b")["idle_timeout"] is None
+
+
 def test_what_is_pulled_there_works_and_what_is_removed_is_said_to_be_gone(beside: Daemon, box: Box) -> None:
     known(beside, "box/qwen3:8b")
     pull(box.models, "new:1b")
@@ -257,6 +269,7 @@ def test_accelctl_shows_by_which_names_they_can_be_asked_for(beside: Daemon) -> 
     assert "box/qwen3:8b, qwen3:8b" in said
     assert "4.9 GiB" in said
     assert "box/here:latest" in accelctl(beside, "models")
+    assert beside.status("box/qwen3:8b")["aliases"] == ["qwen3:8b"]
 
 
 def test_while_it_is_away_its_models_stay_and_the_error_says_so(daemons: DaemonFactory, sites: Site) -> None:
