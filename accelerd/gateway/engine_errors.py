@@ -12,9 +12,11 @@ from typing import Any, Final
 import msgspec
 
 from accelerd.base.decoding import from_json
-from accelerd.base.errors import anthropic_type
+from accelerd.base.errors import AccelError, anthropic_type
 from accelerd.engines.base import Dialect
+from accelerd.gateway.response_framing import Head
 from accelerd.gateway.responses import ANTHROPIC, is_ollamas
+from accelerd.routing.health import may_go_on
 
 Json = dict[str, Any]
 TOO_LONG: Final = "context_length_exceeded"  # the code of errors for a prompt that is too long
@@ -47,6 +49,23 @@ def corrected_error(
         if re.search(pattern, message):
             error |= {"message": f"{message}; in accelerd's configuration, {advice.replace('{model}', model)}"}
     return status, msgspec.json.encode(shaped(error, status, path))
+
+
+def failure_of(head: Head, body: bytes, model: str, called: str, dialect: Dialect) -> AccelError | None:
+    """The engine's error as that of its model, where another one may answer instead; None: it is the answer.
+
+    `called`: the model's name in the request to the engine.
+    """
+    # As OpenAI would have it, whatever the client's API: others have no codes.
+    lacks = lacks_model(head.status, body, called)
+    status, body = corrected_error(head.status, body, "", model, dialect)
+    text = f"the engine answered with status {status}: {hidden_error(body) or NO_REASON}"
+    if code_of(body) == TOO_LONG:
+        return AccelError(TOO_LONG, text, tokens=tokens_in(body))
+    if not (may_go_on(status) or lacks):
+        return None
+    more: dict[str, Any] = {"model_not_found": True} if lacks else {}
+    return AccelError("upstream_failed", text, retry_after=head.retry_after, **more, engine_status=status)
 
 
 def hidden_error(content: bytes) -> str | None:
@@ -90,6 +109,12 @@ def lacks_model(status: int, body: bytes, name: str) -> bool:
         return fields.get("code") == "model_not_found"
     named = rf"""(?:['"`]|\bmodel\b\W{{0,3}}){re.escape(name)}(?!\w)"""
     return fields.get("param") == "model" or bool(name and re.search(named, str(fields.get("message")), re.I))
+
+
+def tokens_in(body: bytes) -> int:
+    """How many tokens the engine has counted in a request that is too long; 0: it does not say."""
+    counted = (_error_in(body, "") or {}).get("n_prompt_tokens")
+    return counted if isinstance(counted, int) else 0
 
 
 def _error_in(body: bytes, path: str) -> Json | None:

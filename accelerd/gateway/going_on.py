@@ -136,7 +136,7 @@ class GoingOn:
         words: dict[str, str] = {}
         for name, error in failed.items():
             if error.code == TOO_LONG:
-                words |= self._router.no_longer_than(facts, name)
+                words |= self._router.no_longer_than(facts, name, error.fields.get("tokens", 0))
             words[name] = f"has failed for this request ({error.code})"
         return words
 

@@ -26,12 +26,11 @@ from accelerd.gateway.corrections import (
     waiting_event,
 )
 from accelerd.gateway.dialects.translation import EVENT_STREAM, JSON_LINES, TranslatedResponse
-from accelerd.gateway.engine_errors import NO_DIALECT, TOO_LONG, code_of, corrected_error, hidden_error, lacks_model
+from accelerd.gateway.engine_errors import NO_DIALECT, TOO_LONG, corrected_error, failure_of, hidden_error
 from accelerd.gateway.one_by_one import JoinedStreams
 from accelerd.gateway.response_framing import LAST_CHUNK, FramingError, Head, chunk
 from accelerd.gateway.responses import JSON_TYPE, answered_by, cors_headers, date_and_id, is_ollamas, reason
 from accelerd.gateway.upstream import Connection, ResponseReceiver
-from accelerd.routing.health import may_go_on
 from accelerd.scheduler.record import Lease
 
 STREAMS = (EVENT_STREAM, JSON_LINES)
@@ -237,21 +236,14 @@ class Relay:
         assert self.lease is not None
         if head.status < 400:
             return None
-        # As OpenAI would have it, whatever the client's API: others have no codes.
-        lacks = lacks_model(head.status, body, self.called_there)
-        status, body = corrected_error(head.status, body, "", self.lease.model, self.dialect)
-        text = f"the engine answered with status {status}: {hidden_error(body) or 'no reason given'}"
-        if code_of(body) == TOO_LONG:
-            error = AccelError(TOO_LONG, text)
-        elif may_go_on(status) or lacks:
-            error = AccelError("upstream_failed", text, retry_after=head.retry_after, engine_status=status)
-            error.fields |= {"model_not_found": True} if lacks else {}
-            self.verdict = error
-        else:
+        error = failure_of(head, body, self.lease.model, self.called_there, self.dialect)
+        if error is None:
             return None
+        if error.code != TOO_LONG:
+            self.verdict = error
         if not self.replaceable(error):
             return None
-        if status >= 500:
+        if error.fields.get("engine_status", 0) >= 500:
             self.ok = False
         return error
 
@@ -379,8 +371,8 @@ class Relay:
         if (error := self.rejected(self._head, body)) is not None:
             return error
         if self.committed and status < 400:
-            self.ok = False
-            return self.fail(self.failure("its response is not a stream"))
+            self.ok, self.verdict = False, self.failure("its response is not a stream")
+            return self.fail(self.verdict)
         if self.committed:
             status, body = self._corrected(status, body)
             self.ok = status < 500

@@ -283,11 +283,12 @@ class RequestRouter:
             if context is not None and context < tokens
         }
 
-    def no_longer_than(self, facts: RequestFacts, model: str) -> dict[str, str]:
-        """Why models are not asked for what is too long for this one: those whose context is known, and no longer."""
+    def no_longer_than(self, facts: RequestFacts, model: str, tokens: int = 0) -> dict[str, str]:
+        """Why models are not asked for what is too long for this one: those whose context is known, and no longer; or
+        shorter than half of the `tokens` that its engine has counted, as another tokenizer may make fewer."""
         plan, spec = self.plan(facts), self.directory.models.get(model)
-        context = self.context(spec) if spec is not None else None
-        return self._too_short(plan, context + 1) if plan is not None and context is not None else {}
+        least = max(tokens // 2, 1 + ((self.context(spec) if spec is not None else None) or 0))
+        return self._too_short(plan, least) if plan is not None else {}
 
     def context(self, spec: ModelSpec) -> int | None:
         """Tokens that one request may have; None: that is not known before it is loaded."""

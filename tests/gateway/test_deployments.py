@@ -291,6 +291,19 @@ async def test_what_is_too_long_goes_to_a_longer_context_by_the_engines_word(tmp
         assert asked == ["a", "c"] * 2
 
 
+@pytest.mark.parametrize(("counted", "asked_then"), [(0, "abc"), (1900, "abc"), (4100, "ac"), (40_000, "a")])
+@on_both_loops
+async def test_what_an_engine_has_counted_spares_those_that_are_much_too_short(
+    tmp_path: Path, counted: int, asked_then: str
+) -> None:
+    route = Route("r", deployments=orders("a", "b", "c"))
+    async with table(tmp_path, route, contexts={"a": 1000, "b": 2000, "c": 9000}) as b, await b.client() as client:
+        long = fault(400, code="context_length_exceeded", n_prompt_tokens=counted)
+        asked = answers(b, dict.fromkeys("abc", long))
+        assert (await client.ask(body=chat("r"))).status == 400
+        assert "".join(asked) == asked_then
+
+
 @on_both_loops
 async def test_context_fallbacks_go_first_and_serve_nothing_else(tmp_path: Path) -> None:
     route = Route("r", ("a", "b"), context_fallbacks=("d",))
