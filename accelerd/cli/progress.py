@@ -29,6 +29,7 @@ WORDS = {
     "fetching": "downloading the model",
     "downloading": "downloading the model",
 }
+FETCHES = ("fetching", "downloading")  # states whose bytes may be those of an earlier attempt
 MEASURED = ("starting", "pulling", "fetching", "downloading")  # states whose bytes and times say how far they are
 
 
@@ -67,8 +68,11 @@ def amount(event: dict[str, Any]) -> str:
     parts = [human_size(event["memory"]) + (f" of {human_size(expected)}" if expected else "")]
     if event.get("rate"):
         parts.append(f"{human_size(event['rate'])}/s")
+    left = human_size(expected - event["memory"]) if expected and event.get("state") in FETCHES else ""
     if event.get("remaining") is not None:
-        parts.append(f"{span(event['remaining'])} left")
+        left += f"{' and ' if left else ''}{span(event['remaining'])}"
+    if left:
+        parts.append(f"{left} left")
     return ", ".join(parts)
 
 

@@ -69,7 +69,7 @@ def test_the_quantization_that_fits_is_downloaded_and_written(
     assert [(one.route, one.query) for one in daemon.requests] == [
         ("download", {"source": f"{REPO}:Q4_K_M"}), ("reload", {}),
     ]  # fmt: skip
-    assert "1.1 GiB of 9.1 GiB, 76.3 MiB/s, 2 min left" in result.err
+    assert "1.1 GiB of 9.1 GiB, 76.3 MiB/s, 8.0 GiB and 2 min left" in result.err
     reason = "Q4_K_M, the usual balance of size and quality; it fits this machine; 5.7 MiB to download"
     assert f"{text}: {reason}\n" in result.err
     assert "accelctl chat hello" in result.out

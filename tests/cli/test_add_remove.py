@@ -108,11 +108,25 @@ def test_dry_run_writes_nothing(ctl: Ctl, model: Path) -> None:
 
 def test_a_setting_that_is_wrong_changes_nothing(ctl: Ctl, model: Path) -> None:
     result = ctl("add", "tiny", "--idle-timeout", "soon")
-    assert result.status == 4
-    assert "models.tiny-chat.idle_timeout" in result.out
-    assert "tiny-chat was not added" in result.err
+    assert (result.status, result.out) == (2, "")
+    assert result.err.startswith("accelctl: --idle-timeout: expected a duration")
+    assert result.err.rstrip().endswith('got "soon"')
     assert json.loads(ctl("config", "check", "--json").out)["models"] == []
     assert ctl("add", "tiny", "--name", "../up").status == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--idle-timeout", "5x"), ("--memory", "lots"), ("--memory", "1"), ("--context", "5"), ("--parallel", "0")],
+)
+def test_an_option_that_is_wrong_is_named_before_anything_is_done(
+    ctl: Ctl, daemon: FakeDaemon, option: str, value: str
+) -> None:
+    result = ctl("add", "hf:org/repo:Q4_K_M", option, value)
+    assert (result.status, result.out) == (2, "")
+    assert result.err.startswith(f"accelctl: {option}: expected ")
+    assert result.err.rstrip().endswith(value.join('""') if not value.isdecimal() or option == "--memory" else value)
+    assert daemon.requests == []
 
 
 def test_nothing_is_added_to_a_broken_configuration(ctl: Ctl, model: Path) -> None:
@@ -438,7 +452,7 @@ def test_names_that_cannot_be_are_refused_before_anything_happens(
 
 def test_a_dry_run_finds_what_the_real_one_would(ctl: Ctl, model: Path) -> None:
     ctl.configure('[models.mine]\npath = "/x.gguf"\naliases = ["taken"]\n')
-    for status, *argv in ((1, "--name", "taken"), (4, "--alias", "mine"), (4, "--memory", "some")):
+    for status, *argv in ((1, "--name", "taken"), (4, "--alias", "mine"), (2, "--memory", "some")):
         wet, dry = (ctl("add", str(model), *argv, *extra) for extra in ((), ("--dry-run",)))
         assert (dry.status, dry.err) == (wet.status, wet.err)
         assert dry.status == status, dry.err

@@ -40,7 +40,9 @@ def test_a_load_shows_the_download_that_it_waits_for(ctl: Ctl, daemon: FakeDaemo
     waiting = {"event": "progress", "state": "downloading", "elapsed": 14.0, "memory": None, "line": "", "download": at}
     daemon.answers["POST load"] = events(waiting, STEP, READY)
     lines = ctl("load", "embed").err.splitlines()
-    wanted = "embed: downloading the model (14 s; 1.0 GiB of 8.0 GiB, 76.3 MiB/s, 2 min left; m-Q4_K_M.gguf)"
+    wanted = (
+        "embed: downloading the model (14 s; 1.0 GiB of 8.0 GiB, 76.3 MiB/s, 7.0 GiB and 2 min left; m-Q4_K_M.gguf)"
+    )
     assert lines[0] == wanted
 
 

@@ -80,7 +80,7 @@ def test_a_listener_on_all_addresses_is_shown_by_addresses_that_clients_can_use(
 def test_downloads_that_no_model_shows_are_shown(ctl: Ctl, daemon: FakeDaemon) -> None:
     step = {"event": "progress", "source": "org/repo:Q4_K_M", "file": "repo-Q4_K_M.gguf", "bytes": 1 << 30,
             "total": 8 << 30, "rate": 80e6, "remaining": 120.0, "reason": "", "elapsed": 9.0}  # fmt: skip
-    wanted = "downloading org/repo:Q4_K_M: 1.0 GiB of 8.0 GiB, 76.3 MiB/s, 2 min left, repo-Q4_K_M.gguf"
+    wanted = "downloading org/repo:Q4_K_M: 1.0 GiB of 8.0 GiB, 76.3 MiB/s, 7.0 GiB and 2 min left, repo-Q4_K_M.gguf"
     for models in ((), FLEET):
         daemon.answers["GET status"] = Reply(status(*models, downloads=[step]))
         assert wanted in ctl("status").out
@@ -155,6 +155,16 @@ def test_failures_are_footnotes_with_reason_and_remedy(ctl: Ctl, daemon: FakeDae
     assert "error loading model" in note
     assert "accelctl reset broken" in note
     assert "accelctl logs flaky" in note
+
+
+@pytest.mark.parametrize("cause", ["no-program", "no-model", "not-downloaded", "refused"])
+def test_a_failure_that_no_reset_ends_says_what_comes_first(ctl: Ctl, daemon: FakeDaemon, cause: str) -> None:
+    wrong = {"message": "cannot find the program x: it is not on PATH", "cause": cause, "tail": []}
+    daemon.answers["GET status"] = Reply(status(model("m", "failed", error=wrong)))
+    text = " ".join(ctl("status").out.split())
+    assert "not on PATH (once that is put right: accelctl reset m)" in text
+    daemon.answers["GET status"] = Reply(status(model("m", "failed", error={**wrong, "cause": "exited"})))
+    assert "not on PATH (accelctl reset m)" in " ".join(ctl("status").out.split())
 
 
 def test_power_that_is_saved_is_said(ctl: Ctl, daemon: FakeDaemon) -> None:

@@ -77,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(context: Context, args: argparse.Namespace) -> int:
     check_names(args)
+    check_settings(args)
     config, problems = configuration(context)
     if config is None:
         listed = [one.as_dict() for one in problems]
@@ -121,6 +122,17 @@ def check_names(args: argparse.Namespace) -> None:
         if name.startswith((NPU, LOCAL)):
             text = f"{name!r} cannot be a name: accelerd itself puts {NPU} or {LOCAL} before the names of models"
             raise usage(text, f"for instance: {name.partition('/')[2] or 'hello'}")
+
+
+def check_settings(args: argparse.Namespace) -> None:
+    """Refuse values that no model can have, by the name of their option. Raises Failure."""
+    from accelerd.config.walk import PathBase, TreeWalker
+
+    for key, value in settings(args).items():
+        walker = TreeWalker("", {}, PathBase("/", "/"))
+        walker.walk({"defaults": {key: value}} if key in SETTINGS else {})
+        for problem in walker.problems:
+            raise usage(f"--{key.replace('_', '-')}: {problem.message}")
 
 
 # --- which models ---------------------------------------------------------------------------------------------
@@ -284,10 +296,12 @@ def choose_names(context: Context, models: Sequence[NewModel], config: Config, a
             raise Failure(f"{model.name} was added already ({file})", code="exists", hint=hint)
 
 
+SETTINGS = ("context", "parallel", "memory", "idle_timeout", "preload", "pin", "embeddings")  # options that are keys
+
+
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """The options that were given, as keys of the model's table."""
-    keys = ("context", "parallel", "memory", "idle_timeout", "preload", "pin", "embeddings")
-    given = {key: getattr(args, key) for key in keys if getattr(args, key) not in (None, False)}
+    given = {key: value for key in SETTINGS if (value := getattr(args, key)) is not None and value is not False}
     return ({"aliases": args.alias} if args.alias else {}) | given
 
 

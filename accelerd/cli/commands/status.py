@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from accelerd.base.causes import PERMANENT
 from accelerd.base.names import accelctl
 from accelerd.base.sizes import human_size
 from accelerd.cli.context import Context, unknown_name
@@ -218,6 +219,8 @@ def footnotes(model: dict[str, Any]) -> list[str]:
         if line and line not in message:
             message += f': "{line}"'
         todo = accelctl("reset" if model["state"] == "failed" else "logs", name)
+        if model["state"] == "failed" and error.get("cause") in PERMANENT:
+            todo = f"once that is put right: {todo}"
         notes.append(f"{name}: {message} ({todo})")
     if model.get("residue"):
         notes.append(
