@@ -168,7 +168,19 @@ def known(daemon: Daemon, name: str) -> dict[str, Any]:
     return found
 
 
-def test_what_it_has_is_listed_and_nothing_is_loaded_for_it(beside: Daemon, box: Box) -> None:
+def test_nothing_is_loaded_there_for_a_list(daemons: DaemonFactory, tmp_path: Path) -> None:
+    quiet = Box(tmp_path / "quiet")
+    pull(quiet.models, "qwen3:8b")
+    with quiet:
+        daemon = daemons.start(QUICK + remote("quiet", quiet.url))
+        known(daemon, "quiet/qwen3:8b")
+        assert daemon.control("GET", "remotes").json()["remotes"][0]["reachable"]
+        assert daemon.state("quiet/qwen3:8b") == "ready"
+        assert not quiet.loaded()
+    assert {one["path"] for one in noted(quiet.log) if "path" in one} == {"/api/tags", "/api/ps"}
+
+
+def test_what_it_has_is_listed(beside: Daemon) -> None:
     entry = known(beside, "box/qwen3:8b")
     assert (entry["aliases"], entry["engine"], entry["device"]) == (["qwen3:8b"], "remote", "remote")
     assert (entry["size"], entry["context_length"]) == (5_225_388_164, 40960)
@@ -179,9 +191,6 @@ def test_what_it_has_is_listed_and_nothing_is_loaded_for_it(beside: Daemon, box:
     assert names["short"]["aliases"] == ["box/bge-m3", "bge-m3"]
     tags = {one["name"]: one for one in beside.send("GET", "/api/tags").json()["models"]}
     assert tags["box/qwen3:8b"]["size"] == 5_225_388_164
-    assert beside.state("box/qwen3:8b") == "ready"
-    assert not box.loaded()
-    assert {one["path"] for one in noted(box.log) if "path" in one} <= {"/api/tags", "/api/ps"}
 
 
 @pytest.mark.parametrize(
@@ -272,8 +281,10 @@ def test_accelctl_shows_by_which_names_they_can_be_asked_for(beside: Daemon) -> 
     assert beside.status("box/qwen3:8b")["aliases"] == ["qwen3:8b"]
 
 
-def test_while_it_is_away_its_models_stay_and_the_error_says_so(daemons: DaemonFactory, sites: Site) -> None:
-    away = Box(sites.directory / "away", old=True)
+def test_while_it_is_away_its_models_stay_and_the_error_says_so(
+    daemons: DaemonFactory, sites: Site, tmp_path: Path
+) -> None:
+    away = Box(tmp_path / "away", old=True)
     pull(away.models, "qwen3:4b", capabilities=["completion", "vision"])
     daemon = daemons.start(QUICK + remote("away", away.url) + sites.model("here"))
     answer = daemon.chat("away/qwen3:4b")  # nothing is known yet
