@@ -145,10 +145,12 @@ def _variants(table: EntryTable, prefix: str, layer: str, origins: dict[str, Ori
     found: dict[str, dict[str, Any]] = {}
     for path, entry in table.items():
         if path[:1] == ("variants",) and len(path) > 1:
-            values = found.setdefault(str(path[1]), {})
-            origins[f"{prefix}{'.'.join(map(str, path))}"] = Origin(layer, entry.file, entry.line)
+            values = found.setdefault(str(path[1]), {"origins": ()})
+            origin = Origin(layer, entry.file, entry.line)
+            origins[f"{prefix}{'.'.join(map(str, path))}"] = origin
             if len(path) == 3 and entry.usable:
                 values[str(path[2])] = entry.value
+                values["origins"] += ((str(path[2]), str(origin)),)
     return tuple(Variant(name, **values) for name, values in found.items())
 
 

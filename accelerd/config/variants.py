@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import msgspec
@@ -86,6 +86,7 @@ class Variant:
     system_mode: Literal["before", "instead"] = key(
         Literal["before", "instead"], "before", "Whether it goes before the client's own system prompt or replaces it."
     )
+    origins: tuple[tuple[str, str], ...] = field(default=(), compare=False, repr=False)  # where its keys are written
 
 
 VARIANTS: Final = named(toml.Name, table(Variant))

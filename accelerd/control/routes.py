@@ -7,8 +7,10 @@ import msgspec
 from accelerd.base.errors import AccelError
 from accelerd.config.complexity import Tier
 from accelerd.config.model import Price, Route
+from accelerd.config.variants import Variant
 from accelerd.control.operations import Request, operation
 from accelerd.control.parts import ControlParts
+from accelerd.control.variants import VariantExplanation, VariantName, explain_variant, name_of
 from accelerd.gateway.request_router import prompted
 from accelerd.routing.choice import RouteCandidate, known
 from accelerd.routing.health import HealthState
@@ -106,8 +108,11 @@ class RouteExplanation(msgspec.Struct):
     route: str
     description: str
     answers: str
+    by_variants: list[str]  # of that model, and of routes on the way to it
     reason: str
     models: list[Candidate]
+    variants: list[VariantName]
+    variant: VariantExplanation | None  # that was asked for
     complexity: Complexity | None = None
 
 
@@ -175,7 +180,8 @@ def _deployment(
     )
 
 
-def explain_route(parts: ControlParts, route: Route, prompt: str | None) -> RouteExplanation:
+def explain_route(parts: ControlParts, route: Route, variant: Variant | None, prompt: str | None) -> RouteExplanation:
+    """`variant`: of it, which was asked for."""
     if prompt is not None and not route.tiers.names:
         raise AccelError(
             "bad_request", f"{route.name} has no tiers: its choice does not depend on a prompt", param="prompt"
@@ -188,7 +194,10 @@ def explain_route(parts: ControlParts, route: Route, prompt: str | None) -> Rout
         route=route.name,
         description=route.description,
         answers=decision.model,
+        by_variants=[one.name for one in decision.variants],
         reason=decision.reason,
+        variants=list(map(name_of, route.variants)),
+        variant=explain_variant(variant, route.name) if variant is not None else None,
         models=[
             Candidate(
                 model=look.model,

@@ -21,6 +21,7 @@ from accelerd.control.operations import ModelRequest, Request, operation
 from accelerd.control.parts import ControlParts, DaemonStatus
 from accelerd.control.remotes import unreachable
 from accelerd.control.routes import RouteExplanation, explain_route
+from accelerd.control.variants import VariantExplanation, VariantName, explain_variant, name_of
 from accelerd.engines.base import Flag
 from accelerd.memory.ledger import Ledger
 from accelerd.scheduler.placement import SharedLimits
@@ -72,6 +73,8 @@ class ModelStatus(msgspec.Struct):
 
     name: str
     aliases: list[str]
+    hidden_aliases: list[str]
+    variants: list[VariantName]
     prefixed: str | None  # its generated name
     engine: str
     recipe: str  # the engine's word for how it runs the model
@@ -108,6 +111,8 @@ class RouteStatus(msgspec.Struct):
     models: list[str]
     description: str
     aliases: list[str]
+    hidden_aliases: list[str]
+    variants: list[VariantName]
 
 
 class Status(DaemonStatus, kw_only=True):
@@ -157,6 +162,8 @@ class Explanation(msgspec.Struct):
     warnings: list[str]
     placement: Placement
     history: list[Step]
+    variants: list[VariantName]
+    variant: VariantExplanation | None  # that was asked for
 
 
 class ExplainRequest(ModelRequest, frozen=True):
@@ -199,7 +206,12 @@ async def status(parts: ControlParts) -> Status:
         models=models,
         routes=[
             RouteStatus(
-                route.name, list(parts.router.directory.plan(route).own), route.description, list(route.aliases)
+                route.name,
+                list(parts.router.directory.plan(route).own),
+                route.description,
+                list(route.aliases),
+                list(route.hidden_aliases),
+                list(map(name_of, route.variants)),
             )
             for route in parts.router.directory.routes.values()
         ],
@@ -224,8 +236,9 @@ async def explain(parts: ControlParts, request: ExplainRequest) -> Explanation |
     It changes nothing, so that it takes every name that a request may have, those that only match a pattern too.
     """
     meant = parts.router.directory.meaning(request.model)
+    variant = parts.router.directory.variant(request.model)
     if isinstance(meant, Route):
-        return explain_route(parts, meant, request.prompt)
+        return explain_route(parts, meant, variant, request.prompt)
     if request.prompt is not None:
         raise AccelError("bad_request", f"{request.model} is no route: nothing depends on a prompt", param="prompt")
     snapshot = parts.scheduler.snapshot(meant.name if meant is not None else request.model)
@@ -259,6 +272,8 @@ async def explain(parts: ControlParts, request: ExplainRequest) -> Explanation |
             Step(snapshot.since + (snapshot.history[-1].at - step.at), step.before, step.after, step.reason)
             for step in snapshot.history
         ],
+        variants=list(map(name_of, snapshot.spec.variants)),
+        variant=explain_variant(variant, snapshot.spec.name) if variant is not None else None,
     )
 
 
@@ -282,6 +297,8 @@ def model_status(parts: ControlParts, snapshot: Snapshot) -> ModelStatus:
     return ModelStatus(
         name=spec.name,
         aliases=[*spec.aliases, *parts.router.directory.there(spec)],
+        hidden_aliases=list(spec.hidden_aliases),
+        variants=list(map(name_of, spec.variants)),
         prefixed=parts.router.directory.generated(spec) or None,
         engine=spec.engine,
         recipe=traits.recipe,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 from accelerd.config.model import ModelSpec, Route
 from accelerd.config.variants import Variant
@@ -16,13 +17,17 @@ from accelerd.scheduler.service import Scheduler
 
 Json = dict[str, Any]
 CPU = "cpu"
+RECENT: Final = 1.0  # s: who would have to leave for a model is searched for among all that are loaded
 
 
 class Catalog:
-    """Made anew for every request."""
+    """Made anew for every request, but for what would have to leave for a model."""
 
-    def __init__(self, scheduler: Scheduler, router: RequestRouter, created: int) -> None:
+    def __init__(self, scheduler: Scheduler, router: RequestRouter, now: Callable[[], float], created: int) -> None:
         """`created`: OpenAI's model objects carry a date, in seconds since 1970."""
+        self._now = now
+        self._displaced: dict[str, tuple[str, ...]] = {}
+        self._displaced_at = now()
         self._scheduler = scheduler
         self._router = router
         self._created = created
@@ -79,8 +84,19 @@ class Catalog:
             "device": kind_of(snapshot, traits),
             "status": {"value": _word(snapshot)},
             "queue": snapshot.leases + snapshot.queue,
-            "displaces": list(self._scheduler.displaced_by(spec.name)),
+            "displaces": list(self._displaces(spec.name)),
         }
+
+    def reconsider(self) -> None:
+        """Another model is loaded, or another configuration in use."""
+        self._displaced.clear()
+
+    def _displaces(self, name: str) -> tuple[str, ...]:
+        if (now := self._now()) > self._displaced_at + RECENT:
+            self._displaced, self._displaced_at = {}, now
+        if name not in self._displaced:
+            self._displaced[name] = self._scheduler.displaced_by(name)
+        return self._displaced[name]
 
     def _route(self, route: Route, known: dict[str, Snapshot]) -> Json:
         """Its capabilities are those of all its models."""

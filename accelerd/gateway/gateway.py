@@ -84,7 +84,7 @@ class Gateway:
         self._now = clock.monotonic
         self._remotes = remotes = remotes or Remotes(self._now, {})
         self.router = RequestRouter(scheduler, engines, self._now, remotes)
-        self._catalog = Catalog(scheduler, self.router, created=int(time.time()))
+        self._catalog = Catalog(scheduler, self.router, self._now, created=int(time.time()))
         self._access: Access
         self._settings: ServerSettings
         self.upstreams = Upstreams()
@@ -104,6 +104,7 @@ class Gateway:
         self.sweeper.stall_timeout = settings.stall_timeout
 
     def on_transition(self, event: ModelTransition) -> None:
+        self._catalog.reconsider()
         if event.transition.after is State.READY:
             self.router.reconsider()
         if event.instance is not None and event.transition.after in ENDING:

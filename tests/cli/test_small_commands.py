@@ -223,6 +223,79 @@ def test_explain_of_a_route_shows_the_order_and_who_would_answer(ctl: Ctl, daemo
     assert json.loads(ctl("explain", "assistant", "--json").out) == ROUTED
 
 
+VARIANTS = [
+    {"name": "creative", "aliases": ["claude-*"], "description": "", "hidden": True},
+    {"name": "short", "aliases": [], "description": "few words", "hidden": False},
+]
+CREATIVE = {
+    **VARIANTS[0], "of": "gemma-3-4b-it", "protected": ["model", "stream"],
+    "edits": [
+        {"kind": "remove", "field": "seed", "value": None, "source": "model (a.toml:10)"},
+        {"kind": "default", "field": "top_k", "value": 40, "source": "model (a.toml:9)"},
+        {"kind": "set", "field": "x.y", "value": {"ä": [True, "b"]}, "source": "model (a.toml:8)"},
+    ],
+    "system": {"characters": 24, "mode": "instead", "source": "model (a.toml:11)"},
+}  # fmt: skip
+
+
+def test_explain_of_a_variant_shows_what_it_does_and_then_its_model(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.answers["GET explain"] = Reply({**EXPLAINED, "variants": VARIANTS, "variant": CREATIVE})
+    text = ctl("explain", "creative").out
+    before, _, model = text.partition("\n\n")
+    assert before.splitlines() == [
+        "creative is a variant of gemma-3-4b-it",
+        "  remove seed",
+        "      [model (a.toml:10)]",
+        "  default top_k = 40",
+        "      [model (a.toml:9)]",
+        '  set x.y = {"ä": [true, "b"]}',
+        "      [model (a.toml:8)]",
+        "  a system prompt of 24 characters instead of the client's",
+        "      [model (a.toml:11)]",
+        "  model and stream stay as the client has written them; it is hidden: GET /v1/models does not have it",
+    ]
+    assert EXPLAINED["command"] in " ".join(model.split())
+    assert "Variants\n  creative, claude-*, hidden\n  short: few words\n" in model
+    assert ctl("explain", "claude-3").out.startswith("claude-3 is creative, a variant of gemma-3-4b-it\n")
+
+
+def test_explain_of_a_route_names_its_variants_and_those_on_the_way(ctl: Ctl, daemon: FakeDaemon) -> None:
+    before = {
+        **CREATIVE,
+        "of": "assistant",
+        "system": {"characters": 1, "mode": "before", "source": "route (a.toml:3)"},
+    }
+    answer = {**ROUTED, "by_variants": ["creative", "calm"], "variants": VARIANTS[1:]}
+    daemon.answers["GET explain"] = Reply(answer)
+    text = ctl("explain", "assistant").out
+    assert text.startswith("assistant is a route; a request now goes to npu/small, by creative, calm\n")
+    assert text.endswith("Variants\n  short: few words\n")
+    daemon.answers["GET explain"] = Reply({**answer, "variant": before})
+    text = ctl("explain", "creative").out
+    assert "a system prompt of 1 character before the client's" in text
+    assert "assistant is a route" in text
+
+
+def test_models_have_their_variants_and_all_aliases(ctl: Ctl, daemon: FakeDaemon) -> None:
+    one = model("qwen", "ready", aliases=["gpt-4*"], hidden_aliases=["old"], variants=VARIANTS)
+    route = {
+        "name": "r",
+        "models": ["qwen"],
+        "description": "",
+        "aliases": [],
+        "variants": [{**VARIANTS[1], "name": "r-2"}],
+    }
+    daemon.answers["GET status"] = Reply(status(one, routes=[route]))
+    text = ctl("models").out
+    assert "gpt-4*, old (hidden)" in text
+    assert [line.split(maxsplit=3) for line in text.splitlines() if line.startswith(("creative", "short", "r-2"))] == [
+        ["creative", "(hidden),", "claude-*", "(hidden)  qwen  -"],
+        ["short", "qwen", "few", "words"],
+        ["r-2", "r", "few", "words"],
+    ]
+    assert json.loads(ctl("models", "--json").out)[0]["variants"] == VARIANTS
+
+
 def test_explain_with_a_prompt_shows_the_tier_and_what_its_score_is_the_sum_of(ctl: Ctl, daemon: FakeDaemon) -> None:
     parts = [
         {"name": "tokenCount", "score": -1.0, "weight": 0.1, "found": []},

@@ -94,7 +94,7 @@ CASES = [
     Case("model", {"model": "both"}, code="bad_request"),
     Case("model", code="bad_request"),
     *(Case("explain", {"model": name}, ctl=("explain", name), before="load?model=m")
-      for name in ("m", "gpt", "local/m", "both")),
+      for name in ("m", "gpt", "local/m", "both", "short", "pair")),
     *(Case("explain", {"model": "tiered", "prompt": text}, ctl=("explain", "tiered", "--prompt", text))
       for text in ("hi", "Implement a class in Rust? Think step by step & evaluate it: 100 % sure?", "")),
     Case("explain", {"model": "both", "prompt": "hi"}, ctl=("explain", "both", "--prompt", "hi"), code="bad_request"),
@@ -258,7 +258,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, glib_worker: None) -> Iterat
         site.model("huge", memory="8GB"),
         site.model("embeds", memory=5_000_000, embeddings=True),
         site.model("slow", "slow-load:60", memory=5_000_000),
-        '[routes.both]\nmodels = ["m", "other"]\n',
+        '[models.m.variants.short]\nset = {max_tokens = 9, x.y = [1, "a"]}\nremove = ["seed"]\nsystem = "Be short."\n',
+        '[routes.both]\nmodels = ["short", "other"]\nvariants.pair = {default = {top_k = 4}, hidden = true}\n',
         '[routes.tiered.tiers]\nsimple = "m"\nreasoning = "other"\n',
     ]
     programs = directory / "bin"  # no podman: this machine's toolboxes are left alone

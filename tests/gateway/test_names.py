@@ -10,6 +10,7 @@ import pytest
 
 from accelerd.base import names
 from accelerd.config.model import ModelSpec, ServerSettings
+from accelerd.scheduler.placement import SharedLimits
 from tests.gateway.bench import DONE, SSE_HEAD, bench, on_both_loops, token, until
 from tests.gateway.client import chat
 
@@ -47,3 +48,37 @@ async def test_a_comment_says_it_too(tmp_path: Path, name: str) -> None:
         answer = await asking
     assert answer.complete
     assert f": loading {name}, 0 s\n\n".encode() in answer.body
+
+
+@on_both_loops
+async def test_the_list_says_who_would_have_to_leave_and_searches_once_until_something_changes(tmp_path: Path) -> None:
+    models = [ModelSpec(name, path=f"/{name}.gguf") for name in "abc"]
+    async with bench(tmp_path, models=models, limits=SharedLimits(None, "none", 1)) as b, await b.client() as client:
+        asked = list[str]()
+        search = b.scheduler.displaced_by
+
+        def displaced_by(name: str) -> tuple[str, ...]:
+            asked.append(name)
+            return search(name)
+
+        b.scheduler.displaced_by = displaced_by  # type: ignore[method-assign]
+        start = b.gateway._catalog._displaced_at
+        b.gateway._catalog._now = lambda: start  # no time passes
+
+        async def displaces() -> dict[str, list[str]]:
+            listed = (await client.ask("GET", "/v1/models")).json()["data"]
+            return {one["id"]: one["displaces"] for one in listed}
+
+        assert [await displaces(), await displaces()] == [{"a": [], "b": [], "c": []}] * 2
+        assert asked == ["a", "b", "c"]
+        for loaded in "ab":
+            assert (await client.ask(body=chat(loaded))).status == 200
+            await b.settled()
+            asked.clear()
+            assert [await displaces(), await displaces()] == [
+                {name: [loaded] if name != loaded else [] for name in "abc"}
+            ] * 2
+            assert asked == ["a", "b", "c"]
+        b.gateway._catalog._now = lambda: start + 2
+        await displaces()
+        assert asked == ["a", "b", "c"] * 2, "requests, memory and time decide, too"

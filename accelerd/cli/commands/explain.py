@@ -1,11 +1,13 @@
 """accelctl explain: a model's final command line, why each part is there, whether it fits, what happened to it.
 
-Of a route: its models in their order, which of them would answer now, and why.
+Of a route: its models in their order, which of them would answer now, and why. Of a variant of either: what it does to
+requests, too.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
 from accelerd.base.sizes import human_size
@@ -15,7 +17,7 @@ from accelerd.cli.text import count, printable, span
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a model or a route")
+    parser.add_argument("model", metavar="MODEL", help="a model, a route, or a variant of one")
     parser.add_argument("--prompt", metavar="TEXT", help="of a route with tiers: which of them this message would get")
 
 
@@ -24,7 +26,13 @@ def run(context: Context, args: argparse.Namespace) -> int:
     out = context.out
     out.result(answer)
     meant = str(answer.get("route") or answer.get("model", args.model))
-    if meant != args.model:
+    variant = answer.get("variant")
+    if variant:
+        name = f"{args.model} is " if variant["name"] == args.model else f"{args.model} is {variant['name']}, "
+        out.line(printable(f"{name}a variant of {meant}"))
+        show_variant(context, variant)
+        out.line()
+    elif meant != args.model:
         out.line(printable(f"{args.model} is answered by {meant}"))
     if "route" in answer:
         return explain_route(context, answer)
@@ -50,6 +58,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
             out.wrapped(place(claim), indent="  ")
         if placement.get("reason"):
             out.wrapped(str(placement["reason"]), indent="  ")
+    show_names(context, answer.get("variants") or [])
     if answer.get("warnings"):
         section(context, "Warnings")
     for warning in answer.get("warnings") or ():
@@ -66,7 +75,8 @@ def explain_route(context: Context, answer: dict[str, Any]) -> int:
     """Which model would answer, then all of them in their order."""
     out = context.out
     name = out.style(str(answer["route"]), "bold")
-    out.line(f"{name} is a route; a request now goes to {out.style(str(answer.get('answers')), 'bold')}")
+    by = f", by {', '.join(map(printable, answer['by_variants']))}" if answer.get("by_variants") else ""
+    out.line(f"{name} is a route; a request now goes to {out.style(str(answer.get('answers')), 'bold')}{by}")
     out.wrapped(str(answer.get("reason") or ""), indent="  ")
     if answer.get("complexity"):
         show_complexity(context, answer["complexity"])
@@ -74,7 +84,39 @@ def explain_route(context: Context, answer: dict[str, Any]) -> int:
     for number, model in enumerate(answer.get("models") or (), 1):
         text = f"{model['model']} {model.get('why') or ''}{costs(model.get('price') or {})}"
         out.wrapped(text, indent="     ", first=f"  {number}. ")
+    show_names(context, answer.get("variants") or [])
     return ExitStatus.OK
+
+
+def show_names(context: Context, variants: list[dict[str, Any]]) -> None:
+    """Of a model's or a route's variants."""
+    if not variants:
+        return
+    section(context, "Variants")
+    for one in variants:
+        names = ", ".join([one["name"], *one.get("aliases", ())])
+        hidden = ", hidden" if one.get("hidden") else ""
+        description = f": {one['description']}" if one.get("description") else ""
+        context.out.wrapped(f"{names}{hidden}{description}", indent="    ", first="  ")
+
+
+def show_variant(context: Context, variant: dict[str, Any]) -> None:
+    """What it does to a request, in the order in which it does that."""
+    out = context.out
+    if variant.get("description"):
+        out.wrapped(str(variant["description"]), indent="  ")
+    for edit in variant.get("edits") or ():
+        value = "" if edit["kind"] == "remove" else f" = {json.dumps(edit['value'], ensure_ascii=False)}"
+        out.wrapped(f"{edit['kind']} {edit['field']}{value}", indent="      ", first="  ")
+        out.wrapped(f"[{edit['source']}]", indent="      ", style="dim")
+    if system := variant.get("system"):
+        place = "instead of" if system["mode"] == "instead" else "before"
+        size = count(system["characters"], "character")
+        out.wrapped(f"a system prompt of {size} {place} the client's", indent="      ", first="  ")
+        out.wrapped(f"[{system['source']}]", indent="      ", style="dim")
+    hidden = "; it is hidden: GET /v1/models does not have it" if variant.get("hidden") else ""
+    protected = " and ".join(variant.get("protected") or ())
+    out.wrapped(f"{protected} stay as the client has written them{hidden}", indent="    ", first="  ")
 
 
 def costs(price: dict[str, float]) -> str:

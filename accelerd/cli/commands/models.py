@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from typing import Any
 
 from accelerd.base.sizes import human_size
@@ -11,6 +12,7 @@ from accelerd.cli.failure import ExitStatus
 from accelerd.cli.text import span
 
 HEAD = ("MODEL", "STATE", "RESERVES", "KEPT", "ENGINE", "ALIASES", "LABELS")
+VARIANTS = ("VARIANT", "OF", "DESCRIPTION")
 ROUTES = ("ROUTE", "MODELS, IN ORDER", "DESCRIPTION")
 
 
@@ -38,7 +40,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
         limit = model.get("idle_timeout")
         kept = "always" if model.get("pin") or limit is None else f"{span(limit)} idle"
         kept += ", preloaded" if model.get("preload") else ""
-        aliases = ", ".join(model.get("aliases") or ()) or "-"
+        aliases = ", ".join([*(model.get("aliases") or ()), *hidden(model.get("hidden_aliases"))]) or "-"
         labels = ", ".join(model.get("labels") or ()) or "-"
         memory = human_size(model.get("memory") or None)
         rows.append((model["name"], model["state"], memory, kept, engine(model), aliases, labels))
@@ -50,7 +52,22 @@ def run(context: Context, args: argparse.Namespace) -> int:
         out.line()
         lines = [(route["name"], ", ".join(route["models"]), route.get("description") or "-") for route in routes]
         out.table(ROUTES, lines, [("bold", "", "")] * len(lines))
+    variants = [(named(one), owner["name"], one.get("description") or "-")
+                for owner in (*models, *routes) for one in owner.get("variants") or ()]  # fmt: skip
+    if variants:
+        out.line()
+        out.table(VARIANTS, variants, [("bold", "", "")] * len(variants))
     return ExitStatus.OK
+
+
+def hidden(names: Iterable[str] | None) -> list[str]:
+    return [f"{name} (hidden)" for name in names or ()]
+
+
+def named(variant: dict[str, Any]) -> str:
+    """All names of a variant."""
+    names = [variant["name"], *(variant.get("aliases") or ())]
+    return ", ".join(hidden(names) if variant.get("hidden") else names)
 
 
 def engine(model: dict[str, Any]) -> str:
