@@ -23,8 +23,7 @@ def default_model(entries: ConfigEntries, config: Config) -> Iterator[Problem]:
     known = [known for one in every for known in (one.name, *one.aliases, *one.hidden_aliases)]
     known += [known for one in every for variant in one.variants for known in (variant.name, *variant.aliases)]
     if entry is not None and entry.usable and name is not None and name not in known:
-        text = f"there is no model or route {name!r}{did_you_mean(name, known)}"
-        yield problem_at(entry, ("server", "default_model"), text)
+        yield problem_at(entry, ("server", "default_model"), _unknown(name, known, config))
 
 
 ANSWERS: Final = ("models", "deployments", "tiers")  # what a route has one of
@@ -58,14 +57,14 @@ def routes(entries: ConfigEntries, tables: ConfigTables, config: Config) -> Iter
         elif not config.routes[name].members and not any(_wrong(entries, at) for at in _lists(path)):
             yield problem_at(entries[*path, written[0]], (*path, written[0]), "expected at least one model")
         for at in _lists(path):
-            yield from _known(entries, at, known)
+            yield from _known(entries, at, known, config)
         yield from _complexity(entries, path, config.routes[name])
         way = cycle_from(name, refers)
         if way and frozenset(way) not in told:
             told.add(frozenset(way))
             at = next(each for each in _lists(path) if way[1] in _named_in(entries, each))
             yield problem_at(entries[at], at, f"the route leads back to itself: {' → '.join(way)}")
-    yield from _known(entries, ("server", "default_fallbacks"), known)
+    yield from _known(entries, ("server", "default_fallbacks"), known, config)
 
 
 def _complexity(entries: ConfigEntries, path: KeyPath, route: Route) -> Iterator[Problem]:
@@ -81,7 +80,16 @@ def _complexity(entries: ConfigEntries, path: KeyPath, route: Route) -> Iterator
         yield problem_at(entries[*at, "tier_boundaries"], (*at, "tier_boundaries"), text)
 
 
-def _known(entries: ConfigEntries, path: KeyPath, known: Sequence[str]) -> Iterator[Problem]:
+def _unknown(name: str, known: Sequence[str], config: Config) -> str:
+    """What a remote offers comes and goes, so that nothing in the configuration can name it."""
+    remote = next((one for one in config.remotes if name.startswith(f"{one}/")), None)
+    if remote is None:
+        return f"there is no model or route {name!r}{did_you_mean(name, known)}"
+    keys = f'engine = "remote", remote = "{remote}" and model = "{name.removeprefix(remote)[1:]}"'
+    return f"{name!r} has no table here: write one, [models.NAME] with {keys}, and its NAME in this place"
+
+
+def _known(entries: ConfigEntries, path: KeyPath, known: Sequence[str], config: Config) -> Iterator[Problem]:
     """The names in a list, or in the tables of one, are those of models and routes."""
     entry = entries.get(path)
     if entry is None:
@@ -89,8 +97,7 @@ def _known(entries: ConfigEntries, path: KeyPath, known: Sequence[str]) -> Itera
     places = [((*path, index), line) for index, (_, line) in enumerate(entry.items)] or [(path, entry.line)]
     for (at, line), name in zip(places, _named_in(entries, path), strict=False):
         if name and name not in known:
-            text = f"there is no model or route {name!r}{did_you_mean(name, known)}"
-            yield Problem(entry.file, line, key_text(at), text)
+            yield Problem(entry.file, line, key_text(at), _unknown(name, known, config))
 
 
 def idle_fallbacks(entries: ConfigEntries, config: Config) -> Iterator[Problem]:

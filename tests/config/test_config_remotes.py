@@ -246,3 +246,17 @@ def test_which_models_a_remote_offers(home: Home) -> None:
     assert home.load(show(config)).remotes == config.remotes
     assert home.check(MAC + "models = [3]")[1]
     assert not home.load(MAC + "models = []").remotes["mac"].patterns
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('[routes.r]\nmodels = ["mac/qwen3:8b"]\n', "routes.r.models[0]"),
+        ('[routes.r]\nmodels = ["big"]\nfallbacks = ["mac/qwen3:8b"]\n', "routes.r.fallbacks[0]"),
+        ('[server]\ndefault_model = "mac/qwen3:8b"\n', "server.default_model"),
+    ],
+)
+def test_what_a_remote_only_offers_is_named_with_the_table_that_it_needs(home: Home, text: str, key: str) -> None:
+    (problem,) = [one for one in home.check(MAC + BIG + text)[1] if one.severity == "error"]
+    assert problem.key == key
+    assert 'remote = "mac" and model = "qwen3:8b"' in problem.message
