@@ -38,6 +38,7 @@ from accelerd.engines.lemonade.catalogue import Catalogue
 from accelerd.engines.llama_server import LlamaServer
 from accelerd.engines.remote import RemoteEngine
 from accelerd.engines.remote.remotes import Remotes
+from accelerd.engines.vllm.engine import Vllm
 from accelerd.gateway.gateway import Gateway
 from accelerd.gateway.listeners import Listeners
 from accelerd.memory.learned import Learned
@@ -250,6 +251,7 @@ def engines_of(
     return {
         "llama-server": llama_server,
         "command": Command(places=container_lookup(homes)),
+        "vllm": Vllm(places=container_lookup(homes)),
         "remote": RemoteEngine(settings.remotes, remotes.known),
         "flm": Flm(settings.flm, proc=roots.proc),
         "lemonade": Lemonade(
@@ -327,6 +329,8 @@ class NoListener:
     def instance_gone(self, instance: int, exit: Exit) -> None: ...
     def instance_killing(self, instance: int) -> None: ...
     def instance_probed(self, instance: int, ok: bool) -> None: ...
+    def instance_asleep(self, instance: int, trouble: str) -> None: ...
+    def instance_awake(self, instance: int, trouble: str) -> None: ...
 
 
 async def reap(roots: Roots) -> None:

@@ -27,6 +27,12 @@ class Listener(Protocol):
     def instance_probed(self, instance: int, ok: bool) -> None:
         """The outcome of `probe`. What follows from it is the listener's decision."""
 
+    def instance_asleep(self, instance: int, trouble: str) -> None:
+        """The outcome of `sleep`; `trouble`: why it is not asleep, or ""."""
+
+    def instance_awake(self, instance: int, trouble: str) -> None:
+        """The outcome of `wake`; `trouble`: why it is not ready, or ""."""
+
 
 class InstanceInfo(Struct, frozen=True):
     """What is known of a live instance right now."""
@@ -62,3 +68,9 @@ class Supervisor(Protocol):
 
         `thorough`: by a tiny request, if that costs no client its cached prompt; else perhaps without.
         """
+
+    def sleep(self, instance: int) -> None:
+        """Have its weights moved to main memory; `instance_asleep` follows unless the instance is gone first."""
+
+    def wake(self, instance: int) -> None:
+        """Have them moved back; `instance_awake` follows unless the instance is gone first."""

@@ -24,6 +24,7 @@ WIDEST = 78  # cells of a bar
 NARROWEST = 10
 WORDS = {
     "loading": "loading",
+    "asleep": "asleep",
     "leaving": "leaving",
     "reclaiming": "ended, memory not yet released",
     "lost": "ended, memory not released by the device",

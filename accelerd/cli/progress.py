@@ -22,6 +22,8 @@ WORDS = {
     "queued": "waiting for memory",
     "starting": "loading",
     "draining": "waiting for running requests",
+    "offloading": "moving its weights to main memory",
+    "waking": "moving its weights back to the GPU",
     "stopping": "stopping",
     "killing": "not responding, being killed",
     "backoff": "waiting before the next attempt",

@@ -104,7 +104,7 @@ def _divided(spec: ModelSpec) -> Iterator[Clash]:
         yield "tensor_split", text, "split_mode"
 
 
-OWNED = ("llama-server", "flm", "lemonade", "command")  # engines whose processes are here
+OWNED = ("llama-server", "flm", "lemonade", "command", "vllm")  # engines whose processes are here
 # Of the settings of any model, what does something where a server elsewhere runs it.
 OF_REMOTE_MODELS = frozenset(
     ("engine", "model", "description", "aliases", "hidden_aliases", "unlisted", "remote", "capabilities", "context",
@@ -120,16 +120,18 @@ READ_BY: dict[str, tuple[str, ...]] = {
         ("cache_type_k", "cache_type_v", "flash_attention", "mmap", "batch", "ubatch", "threads"),
         ("llama-server", "lemonade"),
     ),
-    "gpus": ("llama-server", "command"),
+    "gpus": ("llama-server", "command", "vllm"),
     "sampling": ("llama-server", "lemonade"),
     "embeddings": ("llama-server", "flm", "lemonade"),
     "rerank": ("llama-server", "flm", "lemonade"),
     "transcription": ("llama-server", "flm", "lemonade"),  # of llama-server `_of_engine` says more
-    "command": ("command",),
+    "command": ("command", "vllm"),
+    "vllm": ("vllm",),
+    "sleep_timeout": ("vllm",),
     "remote": ("remote",),
     "capabilities": ("remote",),
 }
-SAY_THE_ENGINE = ("command", "remote")  # whoever writes these has forgotten `engine`
+SAY_THE_ENGINE = ("command", "vllm", "remote")  # whoever writes these has forgotten `engine`
 
 
 def of_another_engine(spec: ModelSpec) -> Iterator[Clash]:
@@ -156,7 +158,7 @@ def _of_engine(spec: ModelSpec, wrong: Collection[str | int]) -> Iterator[Clash]
             text = f"llama-server transcribes if `mmproj` is a projector for audio, without this setting ({where})"
             yield "transcription", text, "engine"
         return
-    if spec.engine == "command":
+    if spec.engine in ("command", "vllm"):
         if not {"preset", "argv", "api", "environment"} & set(wrong):
             yield from _of_command(spec)
         return
@@ -172,6 +174,9 @@ def _of_command(spec: ModelSpec) -> Iterator[Clash]:
     command = spec.command
     if command.preset is not None and command.preset not in presets():
         return  # the rules say that
+    if spec.engine == "vllm" and command.preset != "vllm":
+        yield "command", 'engine = "vllm" has a preset of its own', "engine"
+        return
     if not command.argv or not command.api:
         known = ", ".join(f'"{name}"' for name in presets())
         missing = "argv" if not command.argv else "api"

@@ -23,6 +23,7 @@ from accelerd.config.problems import Source
 from accelerd.config.remotes import Remote, RemoteTask
 from accelerd.config.routes import Route as Route
 from accelerd.config.variants import VARIANTS, Variant
+from accelerd.config.vllm import VllmSettings
 
 
 class SetBy(Enum):
@@ -102,7 +103,7 @@ class ModelSpec:
 
     name: str
     engine: str = key(
-        Literal["llama-server", "flm", "lemonade", "command", "remote"],
+        Literal["llama-server", "flm", "lemonade", "command", "vllm", "remote"],
         "llama-server",
         "The engine that runs the model.",
     )
@@ -278,6 +279,7 @@ class ModelSpec:
         CommandSettings(),
         'With engine = "command": the program that serves the model, and what it can do.',
     )
+    vllm: VllmSettings = key(table(VllmSettings), VllmSettings(), 'With engine = "vllm": what only vLLM has.')
     remote: str | None = key(
         toml.Name, None, 'With engine = "remote": which of the [remotes] answers.', model_only=True
     )
@@ -341,6 +343,12 @@ class ModelSpec:
     )
     idle_timeout: float | None = key(
         toml.DurationOrNever, 600.0, 'Unload the model after this time without requests, or "never".', live=True
+    )
+    sleep_timeout: float | None = key(
+        toml.DurationOrNever,
+        None,
+        "Unload a model that has been asleep for this time (`vllm.sleep`). Default: when its memory is needed.",
+        live=True,
     )
     preload: bool = key(bool, False, "Load the model when the daemon starts.", live=True)
     pin: bool = key(bool, False, "Never unload the model to make room for another one.", live=True)

@@ -28,9 +28,10 @@ _PEM: Final = re.compile(rb"-----BEGIN (?:TRUSTED |X509 )?CERTIFICATE-----\s+([A
 def files(spec: ModelSpec) -> Iterator[tuple[str, str]]:
     """Files and programs of a model that cannot be used: the field, and why."""
     for field, path in named_files(spec):
-        if reason := file_reason(path, program=field == "binary"):
+        folder = field == "path" and spec.engine == "vllm"  # as Hugging Face has models
+        if reason := file_reason(path, program=field == "binary", folder=folder):
             yield field, reason
-    if spec.engine == "command" and spec.command.argv and not (spec.binary or spec.contained):
+    if spec.engine in ("command", "vllm") and spec.command.argv and not (spec.binary or spec.contained):
         written = spec.origin("command.argv").file is not None
         if reason := _program_reason(spec.command.argv[0]):
             yield "command.argv" if written else "command.preset", reason
@@ -98,8 +99,8 @@ def _no_certificate(path: str) -> str | None:
     return None
 
 
-def file_reason(value: str | None, *, program: bool) -> str | None:
-    """Why a file with an absolute path cannot be used."""
+def file_reason(value: str | None, *, program: bool, folder: bool = False) -> str | None:
+    """Why a file with an absolute path cannot be used. `folder`: it may be one."""
     if value is None or not value.startswith("/"):
         return None
     (seen,) = volumes.look([value], PATIENCE).values()
@@ -109,7 +110,7 @@ def file_reason(value: str | None, *, program: bool) -> str | None:
         return f"no such file: {value}"
     if seen.error:
         return f"cannot access {value}: {os.strerror(seen.error)}"
-    if seen.is_dir:
+    if seen.is_dir and not folder:
         return f"expected a file, found a directory: {value}"
     if not (seen.runnable if program else seen.readable):
         return f"cannot {'run' if program else 'read'} {value}: permission denied"

@@ -73,6 +73,7 @@ SECTIONS: Final = {
     "PriceTable": ("[models.NAME.price]", ""),
     "LoraAdapterTable": ("lora = [{ … }]", ""),
     "CommandTable": ("[models.NAME.command]", ""),
+    "VllmTable": ("[models.NAME.vllm]", ""),
     "VariantTable": ("[models.NAME.variants.OTHER], [routes.NAME.variants.OTHER]", ""),
     "RouteTable": ("[routes.NAME]", ""),
     "RemoteTable": ("[remotes.NAME]", ""),

@@ -19,6 +19,7 @@ from accelerd.config.problems import Source
 from accelerd.config.remotes import Remote
 from accelerd.config.routes import route_of
 from accelerd.config.variants import Variant
+from accelerd.config.vllm import VllmSettings
 from accelerd.config.walk import ConfigEntries, ConfigEntry
 
 _NOT_SETTINGS: Final = ("profile", "variants")
@@ -173,7 +174,8 @@ def _spec(name: str, layers: list[SettingsLayer], skipped: Collection[str]) -> M
     command: dict[str, Any] = {}
     price: dict[str, float] = {}
     env: dict[str, str] = {}
-    inner_tables = {"sampling": sampling, "command": command, "price": price, "env": env}
+    vllm: dict[str, Any] = {}
+    inner_tables = {"sampling": sampling, "command": command, "vllm": vllm, "price": price, "env": env}
     origins: dict[str, Origin] = {}
     for layer in layers:
         for key, entry in layer.settings():
@@ -190,6 +192,8 @@ def _spec(name: str, layers: list[SettingsLayer], skipped: Collection[str]) -> M
             elif key in _SPEC_FIELDS:
                 alone = key in LISTS and not isinstance(entry.value, tuple)
                 values[key] = (entry.value,) if alone else entry.value
+    if values.get("engine") == "vllm":
+        command.setdefault("preset", "vllm")
     for inner, value in of_preset(command.get("preset")).items():
         if inner not in command:
             command[inner] = value
@@ -200,6 +204,7 @@ def _spec(name: str, layers: list[SettingsLayer], skipped: Collection[str]) -> M
         sampling=Sampling(**sampling),
         command=CommandSettings(**command),
         price=Price(**price),
+        vllm=VllmSettings(**vllm),
         variants=_variants(layers[-1].table, "", "model", origins),
         env=tuple(sorted(env.items())),
         origins=origins,

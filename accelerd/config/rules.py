@@ -162,7 +162,7 @@ def _one_source(entries: ConfigEntries, name: str, spec: ModelSpec | None) -> It
     path, model = entries.get((*table, "path")), entries.get((*table, "model"))
     if entries[table].value is not TABLE or (spec is not None and any(of_another_engine(spec))):
         return
-    if spec is not None and spec.engine == "command":
+    if spec is not None and spec.engine in ("command", "vllm"):
         yield from _source_of_command(entries, table, spec)
     elif spec is not None and spec.elsewhere and path is None and model is None:
         yield problem_at(entries[table], table, 'set model = "…", the name that the remote has for it')

@@ -155,11 +155,12 @@ def _model(table: dict[str, SchemaNode], spec: ModelSpec) -> Iterator[SettingVal
                     value = getattr(settings, field.name)
                     if value != getattr(usual, field.name):
                         yield SettingValue(f"{key}.{field.name}", value, spec.origin(f"{key}.{field.name}"))
-            case "command" if spec.engine != "command":
+            case "command" | "vllm" if spec.engine != key:
                 continue
-            case "command":
-                for field in dataclasses.fields(spec.command):
-                    value = in_toml(None, getattr(spec.command, field.name))
+            case "command" | "vllm":
+                settings = getattr(spec, key)
+                for field in dataclasses.fields(settings):
+                    value = in_toml(None, getattr(settings, field.name))
                     if value not in (None, []):
                         yield SettingValue(f"{key}.{field.name}", value, spec.origin(f"{key}.{field.name}"))
             case "env":

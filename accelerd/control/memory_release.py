@@ -137,7 +137,7 @@ def _pool(parts: ControlParts, device: str) -> str:
 def _gain(parts: ControlParts, snapshot: Snapshot, pool: str, *, busy: bool) -> int:
     """Bytes of the pool that come back when it leaves; 0: it stays."""
     working = snapshot.leases or snapshot.queue
-    leaves = snapshot.state is State.READY and not snapshot.unevictable and (busy or not working)
+    leaves = snapshot.state in (State.READY, State.ASLEEP) and not snapshot.unevictable and (busy or not working)
     if not leaves and snapshot.state not in LEAVING:
         return 0
     return parts.scheduler.memory.ledger().counted(snapshot.used or snapshot.held, pool)

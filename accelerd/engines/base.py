@@ -65,6 +65,15 @@ class Tenancy(Struct, frozen=True):
     pin: bool = False
 
 
+class SleepPaths(Struct, frozen=True):
+    """Where an engine is told by POST to move its weights to main memory and back, and says by GET where they are."""
+
+    sleep: str
+    wake: str
+    asleep: str  # answers {field: true} while they are in main memory
+    field: str
+
+
 @dataclass(frozen=True)
 class LaunchPlan:
     """Everything needed to start one instance of a model. The secret is never shown, logged or put in argv."""
@@ -103,6 +112,7 @@ class LaunchPlan:
         str, ...
     ] = ()  # regexes of output lines that report a failed allocation; groups `bytes`, `mib`: its size
     too_large: tuple[str, ...] = ()  # regexes: … because of a limit of the driver, where free memory does not help
+    sleep: SleepPaths | None = None  # None: it cannot sleep
     tenancy: Tenancy | None = None  # it is loaded in a server; its address is known after that
 
 

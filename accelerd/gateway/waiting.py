@@ -20,7 +20,8 @@ def waiting_for(snapshot: Snapshot, waited: float) -> str:
     name, download = snapshot.spec.name, snapshot.download
     if download is not None:
         return f"downloading {name}{progress_in_words(download)}"
-    return f"{'loading' if snapshot.state is State.STARTING else 'waiting for'} {name}, {waited:.0f} s"
+    doing = {State.STARTING: "loading", State.WAKING: "waking up"}.get(snapshot.state, "waiting for")
+    return f"{doing} {name}, {waited:.0f} s"
 
 
 def progress_in_words(download: DownloadProgress) -> str:

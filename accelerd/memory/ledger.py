@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from accelerd.memory.model import RAM, Claim, Pool
 
-Phase = Literal["loading", "resident", "leaving", "reclaiming", "lost"]
+Phase = Literal["loading", "resident", "asleep", "leaving", "reclaiming", "lost"]
 ENDED = ("reclaiming", "lost")  # no process is left: whoever looks sees this memory as somebody else's
 
 

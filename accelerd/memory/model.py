@@ -126,6 +126,7 @@ class Forecast(Struct, frozen=True):
     spare_cache: int = 0  # the most that its prompt cache takes of what a start leaves; never a reason not to start
     shared: Shared | None = None  # where it is one of several models of a server
     ports: tuple[tuple[str, int], ...] = ()  # of this machine that its container publishes: address, number
+    asleep: Mapping[str, int] | None = None  # what its weights take by pool while it sleeps; None: it cannot sleep
 
     def shared_port(self, other: Forecast) -> int | None:
         """A port that two containers publish at the same address: they cannot run at once."""

@@ -28,7 +28,7 @@ STALL_FULL: Final = 10.0  # % of 10 s in which nobody could go on
 STALL_SOME: Final = 40.0  # % of 10 s in which somebody could not
 STALL_PAUSE: Final = 15.0  # averages of 10 s tell of what was before
 
-STAYS: Final = ("loading", "resident")  # its memory is not on its way back
+STAYS: Final = ("loading", "resident", "asleep")  # its memory is not on its way back
 RETURNS: Final = ("leaving", "reclaiming")
 
 

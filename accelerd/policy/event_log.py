@@ -60,6 +60,11 @@ class EventLog:
         event(log, level, line, model=model, stream="engine", USER_UNIT=unit)
 
 
+WORTH_SAYING = (
+    State.DOWNLOADING, State.STARTING, State.WAKING, State.ASLEEP, State.RECLAIMING, State.BACKOFF, State.FAILED,
+)  # fmt: skip
+
+
 def _severity(moved: ModelTransition) -> tuple[int, str]:
     """Log level and message id of a transition."""
     transition, error = moved.transition, moved.error
@@ -71,7 +76,7 @@ def _severity(moved: ModelTransition) -> tuple[int, str]:
         return logging.ERROR, names.MSG_STUCK
     if after in (State.BACKOFF, State.FAILED):
         return logging.ERROR, names.MSG_LOAD_FAILED
-    if before is State.READY and after is State.STOPPED and error is not None:
+    if before in (State.READY, State.ASLEEP, State.WAKING) and after is State.STOPPED and error is not None:
         return logging.WARNING, names.MSG_CHILD_DIED
     if transition.event is Event.ADOPT:
         return NOTICE, names.MSG_ADOPTED
@@ -87,7 +92,7 @@ def status_line(snapshots: list[Snapshot], held: int) -> str:
     parts = [f"{len(ready)} of {len(own)} models loaded" + (f": {', '.join(ready)}" if ready else "")] if own else []
     if far := [s.spec.name for s in snapshots if s.spec.elsewhere and s.state is State.READY]:
         parts.append(f"elsewhere: {', '.join(far)}")
-    for state in (State.DOWNLOADING, State.STARTING, State.RECLAIMING, State.BACKOFF, State.FAILED):
+    for state in WORTH_SAYING:
         found = [s.spec.name for s in snapshots if s.state is state]
         if found:
             parts.append(f"{state}: {', '.join(found)}")

@@ -44,7 +44,12 @@ def take_over(found: list[Adoptable], models: Mapping[str, ModelSpec], scheduler
             text = f"{one.record.model} is no longer configured: ending what an earlier accelerd left of it"
             event(log, NOTICE, text, message_id=names.MSG_LEFTOVER, model=one.record.model)
         elif scheduler.adopt(
-            spec.name, one, fits=one.fits(spec), cache=one.plan.prompt_cache, context=one.plan.context
+            spec.name,
+            one,
+            fits=one.fits(spec),
+            cache=one.plan.prompt_cache,
+            context=one.plan.context,
+            asleep=one.asleep,
         ):
             adopted.append(one)
     return adopted

@@ -11,7 +11,7 @@ from accelerd.scheduler.service import Scheduler
 from accelerd.supervise.homes.containers.refresh_context import ModelInToolbox
 from accelerd.supervise.supervisor import ProcessSupervisor
 
-LOADED = (State.STARTING, State.READY)
+LOADED = (State.STARTING, State.READY, State.ASLEEP, State.WAKING)
 
 
 class ToolboxModels:

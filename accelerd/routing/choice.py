@@ -277,7 +277,7 @@ def _look(name: str, now: Now) -> RouteCandidate:
     if trouble := _trouble(snapshot, now.placement):
         return RouteCandidate(name, trouble, None)
     behind = max(0, snapshot.leases + snapshot.queue + 1 - snapshot.spec.slots)
-    starting, far = snapshot.state is State.STARTING, now.elsewhere(snapshot)
+    starting, far = snapshot.state in (State.STARTING, State.WAKING), now.elsewhere(snapshot)
     loaded, others = starting or snapshot.state is State.READY, _others(snapshot, now)
 
     def candidate(why: str, ahead: int) -> RouteCandidate:
@@ -297,7 +297,8 @@ def _look(name: str, now: Now) -> RouteCandidate:
         return candidate(f"has no free slot ({snapshot.leases} requests run, {snapshot.queue} wait)", ahead)
     if snapshot.state in LEAVING:
         return candidate(f"is {snapshot.state}", 1)
-    words = {State.READY: "is free", State.STARTING: "is being loaded, and free"}
+    words = {State.READY: "is free", State.STARTING: "is being loaded, and free",
+             State.WAKING: "wakes up, and is free", State.ASLEEP: "is asleep, and its device is free"}  # fmt: skip
     return candidate(words.get(snapshot.state, "is not loaded, and its device is free"), 0)
 
 
@@ -318,7 +319,7 @@ def _trouble(snapshot: Snapshot, placement: Placement) -> str:
         return f"has failed lately, and is tried again in {snapshot.retry_in:.0f} s"
     if snapshot.state is State.KILLING:
         return "does not end"
-    if snapshot.state in OCCUPIED:
+    if snapshot.state in OCCUPIED and snapshot.state is not State.ASLEEP:
         return ""
     if snapshot.missing:
         return "is being downloaded" if snapshot.state is State.DOWNLOADING else "must be downloaded first"

@@ -11,108 +11,26 @@ Owned and driven by Core; pure like it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Protocol
 
 from msgspec.structs import replace
 
 from accelerd.base.errors import AccelError
-from accelerd.base.events import EventStream
-from accelerd.base.exits import Cause
-from accelerd.base.names import TRIAL_SUFFIX, accelctl
-from accelerd.base.ports import Clock
-from accelerd.config.model import ModelSpec, SchedulerSettings
-from accelerd.instances import Supervisor
-from accelerd.memory.model import Forecast, MemoryRequirement, MemorySnapshot
-from accelerd.memory.reclaim import Reclaimer
-from accelerd.scheduler.events import FilesWanted, ModelInUse, ModelLoaded, ModelTransition
+from accelerd.base.names import accelctl
+from accelerd.memory.model import MemorySnapshot
+from accelerd.scheduler.events import FilesWanted
 from accelerd.scheduler.eviction import choose
-from accelerd.scheduler.lifecycle import LEAVING, Event, State, step
-from accelerd.scheduler.placement import SharedLimits, YieldedMemory, fitting, why_not_resident, with_spare_cache
+from accelerd.scheduler.lifecycle import LEAVING, WARM, Event, State
+from accelerd.scheduler.placement import SharedLimits, YieldedMemory, fitting, why_not_resident
 from accelerd.scheduler.quiet import serve_all, waits_for_load, when_quiet
-from accelerd.scheduler.record import ELSEWHERE, DownloadProgress, Lease, ModelRecord, Residue, Transition, Waiter
+from accelerd.scheduler.record import DownloadProgress, Lease, ModelRecord
+from accelerd.scheduler.transitions import NOTHING, Transitions
 
-CPU = "cpu"
 FRESH = 1.0  # s that a memory snapshot is good enough for a decision
 LOOK_PATIENCE = 2.0  # s that a start waits for a fresh snapshot
 
 
-class ModelRequirements(Protocol):
-    """What models need: estimated, measured, and raised when they ran out of memory."""
-
-    def raise_requirement(self, spec: ModelSpec, need: MemoryRequirement) -> None:
-        """It ran out of memory: remember that it needs this much."""
-        ...
-
-    def estimate_anew(self, spec: ModelSpec) -> Forecast:
-        """Forget what was measured; the estimate alone."""
-        ...
-
-    def record_peak(self, spec: ModelSpec, need: MemoryRequirement, peak: Mapping[str, int]) -> None:
-        """The most, by pool, that a loaded model was measured to use; called after every snapshot."""
-        ...
-
-    def suggest_smaller(self, spec: ModelSpec, room: Mapping[str, int]) -> str:
-        """Smaller settings with which the model would fit into this much of each pool: one clause, or nothing."""
-        ...
-
-    def device(self, spec: ModelSpec) -> str:
-        """What the model runs on, by name; CPU is the one that a hanging process does not spoil for others."""
-        ...
-
-
-class Admission:
-    """The models, the queue in front of them, and the only code that moves a model from state to state."""
-
-    # What it works with, given by Core.attach. No call of theirs may re-enter the scheduler before it returns.
-    supervisor: Supervisor
-    needs: ModelRequirements
-    reclaimer: Reclaimer
-    look: Callable[[], bool]  # asks for a memory snapshot soon; False: memory is not measured here
-
-    def __init__(
-        self,
-        clock: Clock,
-        settings: SchedulerSettings,
-        limits: SharedLimits,
-        events: EventStream,
-        rearm: Callable[[], None],
-    ) -> None:
-        """`rearm` is called when `next_deadline` may have changed."""
-        self.clock = clock
-        self.settings = settings
-        self.limits = limits
-        self.events = events
-        self._rearm = rearm
-        self.closing = False
-        self.paused = False  # nothing is served or started; requests wait
-        self.records: dict[str, ModelRecord] = {}
-        self.instances: dict[int, ModelRecord] = {}
-        self.residues: dict[int, Residue] = {}  # by instance
-        self.queued = 0  # waiters of all models together
-        self.wake = math.inf  # when the queue wants `schedule` called again
-        self.view: MemorySnapshot | None = None  # the last memory snapshot
-        self.yielded: YieldedMemory | None = None
-        self._looking_since: float | None = None
-        self._next_instance = 1
-
-    @property
-    def lost(self) -> list[Residue]:
-        """Memory on the ledger that belongs to no model's life any more."""
-        return [residue for residue in self.residues.values() if not residue.waited_for]
-
-    @property
-    def room(self) -> SharedLimits:
-        """The limits as they are now: with the pools, less what is lost, given up, or held by what cannot be ended."""
-        stuck = {r.device: r.spec.name for r in self.records.values() if r.stuck and r.device != CPU}
-        pools = self.view.pools if self.view is not None else ()
-        if not (stuck or self.residues or pools or self.yielded):
-            return self.limits
-        return replace(self.limits, lost=tuple(self.lost), quarantined=stuck, pools=pools, yielded=self.yielded)
-
-    def occupied(self) -> list[ModelRecord]:
-        """The models that are here, and so in each other's way."""
-        return [record for record in self.records.values() if record.occupied and not record.spec.elsewhere]
+class Admission(Transitions):
+    """Decides about who waits."""
 
     def on_memory_snapshot(self, seen: MemorySnapshot) -> None:
         """A fresh snapshot has arrived."""
@@ -132,34 +50,6 @@ class Admission:
         self.wake = min(self.wake, due)
         return False
 
-    def enqueue(self, record: ModelRecord, waiter: Waiter) -> None:
-        """In the order of arrival; one that has had its turn before is older than the others."""
-        at = len(record.waiting)
-        while at and record.waiting[at - 1].arrived > waiter.arrived:
-            at -= 1
-        record.waiting.insert(at, waiter)
-        self.queued += 1
-
-    def remove(self, record: ModelRecord, waiter: Waiter) -> bool:
-        """Take a waiter out of the queue without resolving it; False if it is not in it."""
-        if waiter not in record.waiting:
-            return False
-        record.waiting.remove(waiter)
-        record.left_at = self.clock.monotonic()
-        self.queued -= 1
-        return True
-
-    def grant(self, record: ModelRecord) -> Lease:
-        assert record.instance is not None
-        assert record.endpoint is not None
-        lease = Lease(record, record.instance, record.endpoint, record.secret, self.clock.monotonic())
-        record.active.add(lease)
-        record.earned = True
-        record.usage.note(lease.progress)
-        if len(record.active) == 1:
-            self.events.publish(ModelInUse(record.spec, True))
-        return lease
-
     def schedule(self) -> None:
         """Start, evict and serve what the queue asks for. Idempotent; called after every event."""
         now = self.clock.monotonic()
@@ -173,7 +63,7 @@ class Admission:
                 if record.state is State.READY and not self.paused:
                     self._serve(record, cutoffs.get(record.spec.name))
                 if record.state is State.DRAINING and not record.active:
-                    self.stop(record, record.reason)
+                    self.rest(record, record.reason)
             if self.queued == before:
                 break  # else requests were served, and the choice of models to evict may differ now
         self._rearm()
@@ -185,11 +75,11 @@ class Admission:
             why = record.spec.removal if record.removed else "configuration changed"
             if record.state is State.READY:
                 self.evict(record, why)
-            elif record.state is State.STARTING:
+            elif record.state is State.STARTING or record.state in WARM:
                 self.stop(record, why)
 
     def startable(self, record: ModelRecord, now: float) -> bool:
-        if record.state is State.STOPPED:
+        if record.state in (State.STOPPED, State.ASLEEP):
             return True
         return record.state in (State.BACKOFF, State.FAILED) and record.retry_at is not None and record.retry_at <= now
 
@@ -204,23 +94,29 @@ class Admission:
         for record in wanted:
             if record.spec.elsewhere:
                 self.start(record, record.need)
-            elif record.forecast.missing:
+            elif record.forecast.missing and record.state is not State.ASLEEP:
                 self._download(record)
         # What a provisional forecast says is no reason to refuse or to evict: the better one is waited for.
-        waiting = [r for r in wanted if not (r.spec.elsewhere or r.forecast.missing or r.forecast.provisional)]
+        waiting = [
+            r
+            for r in wanted
+            if not (r.spec.elsewhere or r.forecast.missing or r.forecast.provisional) or r.state is State.ASLEEP
+        ]
         if not waiting or not self._knows(now):
             return {}
         room = self.room
         planned: list[ModelRecord] = []
         leaving: set[str] = set()
         cutoffs: dict[str, float] = {}
-        for target in sorted(waiting, key=lambda r: r.waiting[0].arrived):
-            occupied = self.occupied()
-            future = [r for r in occupied if r.state not in LEAVING and r.spec.name not in leaving]
+        for record in sorted(waiting, key=lambda r: r.waiting[0].arrived):
+            if not (record.waiting and self.startable(record, now)):
+                continue  # it had to leave main memory for one before it
+            target = record.woken() if record.state is State.ASLEEP else record
+            occupied = self.others(record)
+            apart = {*leaving, *(one.spec.name for one in planned)}
+            future = [r for r in occupied if r.state not in LEAVING and r.spec.name not in apart]
             may_evict = any(w.may_evict for w in target.waiting)
-            movable = [
-                r for r in future if may_evict and (r.abandoned or (r.state is State.READY and not r.unevictable))
-            ]
+            movable = [r for r in future if may_evict and (r.abandoned or (r.displaceable and not r.unevictable))]
             staying = [r for r in future if r not in movable]
             choice = choose(target, [*staying, *planned], movable, room, now)
             if (choice is None or choice.victims) and any(one.unsure for one in occupied):
@@ -234,10 +130,10 @@ class Admission:
                 waiter.lacking_since = None
             if not choice.victims and (need := fitting(target, occupied, room, choice.need)) is not None:
                 if (due := when_quiet(target, self.records.values(), now, self.settings.max_overtake)) is None:
-                    self.start(target, need)
+                    self.start(record, need)
                     continue
                 self.wake = min(self.wake, due)
-            target.need = choice.need
+            record.need = choice.need
             planned.append(target)
             head = target.waiting[0].arrived
             for victim in choice.victims:
@@ -249,26 +145,28 @@ class Admission:
         self, victim: ModelRecord, target: ModelRecord, head: float, now: float, cutoffs: dict[str, float]
     ) -> None:
         """Evict `victim` for `target`: now if it is idle, else when the limit on overtaking is reached."""
-        if not victim.active and not victim.waiting:
+        if victim.state is State.ASLEEP:
+            self.stop(victim, self._made(target))
+        elif not victim.active and not victim.waiting:
             stays = victim.left_at + self.settings.linger  # for a client that tries again
             if victim.earned:
                 stays = max(victim.last_used + self.settings.linger, victim.since + self._least_stay(victim))
             free_at = min(stays, head + self.settings.max_overtake)
             if free_at <= now:
-                why = why_not_resident(target, self.occupied(), self.room)
-                made = f"made room for {target.spec.name}" + (f": {why}" if why else "")
                 if victim.state is State.STARTING:
-                    self.stop(victim, f"nobody waits for it any more: {made}")
+                    self.stop(victim, f"nobody waits for it any more: {self._made(target)}")
                 else:
-                    self.evict(victim, made)
+                    self.evict(victim, self._made(target), beside=target.need)
             else:
                 self.wake = min(self.wake, free_at)
-            return
-        due = head + self.settings.max_overtake
-        if due <= now:
+        elif (due := head + self.settings.max_overtake) <= now:
             cutoffs[victim.spec.name] = min(cutoffs.get(victim.spec.name, math.inf), head)
         else:
             self.wake = min(self.wake, due)
+
+    def _made(self, target: ModelRecord) -> str:
+        why = why_not_resident(target, self.others(target), self.room)
+        return f"made room for {target.spec.name}" + (f": {why}" if why else "")
 
     def _least_stay(self, record: ModelRecord) -> float:
         """Seconds that a model stays after its load, idle or not; by default as long as the load took."""
@@ -283,7 +181,7 @@ class Admission:
         """
         fixed = [r for r in there if r.unevictable] if may_evict else there
         room, name = self.room, target.spec.name
-        for need in target.forecast.options or (target.need,):
+        for need in target.ways:
             why = why_not_resident(target, fixed, room, need)
             if why is None:
                 return False
@@ -310,8 +208,9 @@ class Admission:
             text += f"; {offer}" if offer else ""
         # A model that is to be kept loaded is loaded when there is room.
         wanted = target.keep_loaded or any(w.held for w in target.waiting)
-        target.displaced = wanted and code in ("yielded", "memory_in_use", "does_not_fit")
-        target.kept_out = wanted and code == "does_not_fit"
+        record = self.records[name]
+        record.displaced = wanted and code in ("yielded", "memory_in_use", "does_not_fit")
+        record.kept_out = wanted and code == "does_not_fit"
         self.reject_all(target, AccelError(code, text, param="model", retry_after=retry_after))
         return True
 
@@ -361,90 +260,10 @@ class Admission:
             self.queued -= 1
             waiter.resolve(lease)
         if cutoff is not None and not (record.waiting and record.waiting[0].arrived <= cutoff):
-            self.evict(record, "other requests waited long enough for its place")
+            self.evict(record, "other requests waited long enough for its place", beside=NOTHING)
 
     def _download(self, record: ModelRecord) -> None:
         """Have its files fetched. Meanwhile it takes no memory and nobody leaves for it."""
         record.retry_at, record.download = None, DownloadProgress()
         self.move(record, Event.DOWNLOAD, "its files are not on this machine yet")
         self.events.publish(FilesWanted(record.spec))
-
-    # --- state changes ------------------------------------------------------------------------------------------
-
-    def start(self, record: ModelRecord, need: MemoryRequirement) -> None:
-        instance = self._new_instance(record, adopted=False)
-        record.need = need = with_spare_cache(record, need, self.records.values(), self.room)
-        if need.devices:
-            record.device = need.devices[0]
-        asked = "a request needs it" if record.waiting and record.waiting[0].wants_lease else "asked to load"
-        self.move(record, Event.START, ELSEWHERE if record.spec.elsewhere else asked)
-        self.supervisor.start(instance, record.spec, need)
-        if not record.spec.elsewhere:
-            self.look()  # memory is not measured while no instance lives; from now on it is
-
-    def adopt(self, record: ModelRecord, found: object, cache: int, context: int | None) -> None:
-        """`cache`: bytes that its engine was given for its prompt cache."""
-        instance = self._new_instance(record, adopted=True)
-        record.need = replace(record.like(context).with_cache(cache), context=context)
-        self.move(record, Event.ADOPT, "an earlier accelerd started it")
-        self.supervisor.adopt(instance, record.spec, found)
-        self.look()
-
-    def _new_instance(self, record: ModelRecord, *, adopted: bool) -> int:
-        record.instance = instance = self._next_instance
-        self._next_instance += 1
-        self.instances[instance] = record
-        record.started_at, record.retry_at, record.adopted = self.clock.monotonic(), None, adopted
-        record.earned = adopted
-        record.unsure = adopted and record.forecast.provisional
-        record.used, record.peak, record.settled = {}, {}, False
-        record.displaced, record.kept_out, record.cut_at = False, False, math.inf
-        return instance
-
-    def evict(self, record: ModelRecord, reason: str) -> None:
-        self.move(record, Event.DRAIN, reason)
-        if not record.active:
-            self.stop(record, reason)
-
-    def stop(self, record: ModelRecord, reason: str, cause: Cause = Cause.STOPPED) -> None:
-        assert record.instance is not None
-        self.move(record, Event.STOP, reason)
-        record.stop_reason = reason
-        if cause is Cause.STOPPED:  # else the engine has failed, or its device: that is what the clients see
-            code, why = ("shutting_down", "accelerd is shutting down") if self.closing else ("model_unloaded", reason)
-            error = AccelError(code, f"{record.spec.name} was stopped before it had answered: {why}", retry_after=1)
-            for lease in record.active:
-                if lease.cut is not None:
-                    lease.cut(error)
-        self.supervisor.stop(record.instance, cause)
-
-    def request_load(self, record: ModelRecord, *, held: bool = False) -> None:
-        """Queue a load without a client; evicts other models only if this one is pinned or held. `held`: see Waiter."""
-        now = self.clock.monotonic()
-        waiter = Waiter(lambda _: None, now, None, wants_lease=False, may_evict=record.unevictable, held=held)
-        self.enqueue(record, waiter)
-
-    def reject_all(self, record: ModelRecord, error: AccelError) -> None:
-        waiting = list(record.waiting)
-        record.waiting.clear()
-        self.queued -= len(waiting)
-        for waiter in waiting:
-            waiter.resolve(error)
-
-    def move(self, record: ModelRecord, event: Event, reason: str) -> None:
-        before, now = record.state, self.clock.monotonic()
-        record.state = step(before, event)
-        record.since = record.since if record.state is before else now
-        record.reason = reason
-        transition = Transition(now, before, record.state, reason, event)
-        record.history.append(transition)
-        if record.state is not State.DOWNLOADING:
-            record.download = None
-        if record.state is not State.FAILED:
-            record.download_error = None
-        if record.state is not State.BACKOFF:
-            record.waited_out = False
-        spec, retry = record.spec, record.retry_at is not None
-        self.events.publish(ModelTransition(spec, transition, record.instance, record.error, retry))
-        if record.state is State.READY and not record.adopted and not spec.name.endswith(TRIAL_SUFFIX):
-            self.events.publish(ModelLoaded(spec, record.need, now - record.started_at))

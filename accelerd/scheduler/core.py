@@ -22,20 +22,23 @@ from accelerd.instances import Supervisor
 from accelerd.memory.model import Forecast, MemoryRequirement, MemorySnapshot
 from accelerd.memory.npu_rules import first_device
 from accelerd.memory.reclaim import Reclaimer
-from accelerd.scheduler.admission import Admission, ModelRequirements
+from accelerd.scheduler.admission import Admission
 from accelerd.scheduler.configuration import Configuration
 from accelerd.scheduler.device_events import DeviceEvents
 from accelerd.scheduler.events import ModelInUse, ModelsConfigured
 from accelerd.scheduler.exit_handling import STUCK_AFTER, ExitHandling
 from accelerd.scheduler.file_gate import FileGate
 from accelerd.scheduler.holds import Holds, displaced_by, placement
-from accelerd.scheduler.lifecycle import Event, State
+from accelerd.scheduler.idleness import Idleness
+from accelerd.scheduler.lifecycle import WARM, Event, State
 from accelerd.scheduler.memory_events import MemoryEvents
 from accelerd.scheduler.placement import SharedLimits, fitting, with_spare_cache
 from accelerd.scheduler.quiet import disturbed
 from accelerd.scheduler.record import ELSEWHERE, Lease, ModelRecord, Residue, Snapshot, StopWatcher, Waiter, snapshot
+from accelerd.scheduler.transitions import ModelRequirements
 
 BAD_OUTCOMES_BEFORE_PROBE = 3
+ALIVE = frozenset({State.STARTING, State.READY, State.DRAINING, *WARM})
 PROGRESS_WINDOW = 30.0  # s: an engine that sent something this lately is busy, not hung
 
 
@@ -61,6 +64,7 @@ class Core:
         self.memory = MemoryEvents(self._admission, self._names)
         self.holds = Holds(self._admission, self._configured)
         self.files = FileGate(self._admission)
+        self._idleness = Idleness(self._admission)
         self._configuration = Configuration(self._admission, self._names, self.holds, self.memory)
         self._exits = ExitHandling(self._admission, self._configuration.over, stuck_after, jitter)
 
@@ -74,6 +78,7 @@ class Core:
         admission = self._admission
         admission.supervisor, admission.needs, admission.look, admission.reclaimer = supervisor, needs, look, reclaimer
         self._events.subscribe(MemorySnapshot, self.memory.seen)
+        self._events.subscribe(MemorySnapshot, self._idleness.seen)
 
     def _rearm(self) -> None:
         """`next_deadline` may have changed."""
@@ -213,7 +218,7 @@ class Core:
             failed(self._exits.stuck_error(record))
             return
         record.stop_watchers.append(StopWatcher(done, failed))
-        if record.state is State.STARTING or (record.state in (State.READY, State.DRAINING) and force):
+        if record.state in (ALIVE if force else ALIVE - {State.READY, State.DRAINING}):
             self._admission.stop(record, "unloaded")
         elif record.state is State.READY:
             self._admission.move(record, Event.DRAIN, "unloaded")
@@ -235,10 +240,13 @@ class Core:
         self._admission.schedule()
         self._events.publish(ModelsConfigured())
 
-    def adopt(self, name: str, found: object, *, fits: bool, cache: int = 0, context: int | None = None) -> bool:
+    def adopt(
+        self, name: str, found: object, *, fits: bool, cache: int = 0, context: int | None = None, asleep: bool = False
+    ) -> bool:
         """Take over what an earlier daemon started: `found` is for the supervisor. False: the model has another life.
 
         `cache`: bytes that it has for its prompt cache. `context`: its tokens, where the setting leaves that open.
+        `asleep`: its weights are in main memory.
 
         Its memory is on the ledger from now on. One that would be started differently now (not `fits`) is replaced; one
         that no longer has room is stopped, as soon as a forecast that is not provisional says so.
@@ -246,7 +254,7 @@ class Core:
         record = self._admission.records.get(name)
         if record is None or record.state is not State.STOPPED:
             return False
-        self._admission.adopt(record, found, cache, context)
+        self._admission.adopt(record, found, cache, context, asleep=asleep)
         ended = not record.unsure and self.memory.end_without_room(record)
         if not fits and not ended:
             record.next_spec, record.next_forecast = record.spec, record.forecast
@@ -269,9 +277,7 @@ class Core:
 
     def begin_stop_all(self) -> None:
         """Stop every instance, the youngest first, whatever it is doing."""
-        alive = [
-            r for r in self._admission.records.values() if r.state in (State.STARTING, State.READY, State.DRAINING)
-        ]
+        alive = [r for r in self._admission.records.values() if r.state in ALIVE]
         for record in sorted(alive, key=lambda r: r.started_at, reverse=True):
             self._admission.stop(record, "shutting down")
 
@@ -288,14 +294,14 @@ class Core:
             record.load_seconds = now - record.started_at
         if record.usage.last is None:
             record.usage.note(now)  # it would not be loaded if it were not wanted
-        how = "taken over" if record.adopted else "loaded"
-        took = f"{how} in {now - record.started_at:.1f} s"
-        self._admission.move(record, Event.LOADED, ELSEWHERE if record.spec.elsewhere else took)
+        how = f"{'taken over' if record.adopted else 'loaded'} in {now - record.started_at:.1f} s"
+        event, more = (Event.SLEPT, ", asleep") if record.asleep else (Event.LOADED, "")
+        self._admission.move(record, event, ELSEWHERE if record.spec.elsewhere else how + more)
         self._admission.schedule()
 
     def instance_killing(self, instance: int) -> None:
         record = self._admission.instances[instance]
-        if record.state in (State.READY, State.DRAINING):
+        if record.state in (State.READY, State.DRAINING) or record.state in WARM:
             self._admission.move(record, Event.KILL, "exited, but left processes that do not end")
         elif record.state in (State.STARTING, State.STOPPING):
             self._admission.move(record, Event.KILL, "did not end after SIGTERM")
@@ -313,6 +319,12 @@ class Core:
         if not ok and not busy and record.state in (State.READY, State.DRAINING):
             self._admission.stop(record, "answers health checks but no requests", Cause.UNHEALTHY)
         self._admission.schedule()
+
+    def instance_asleep(self, instance: int, trouble: str) -> None:
+        self._idleness.asleep(instance, trouble)
+
+    def instance_awake(self, instance: int, trouble: str) -> None:
+        self._idleness.awake(instance, trouble)
 
     def instance_gone(self, instance: int, exit: Exit) -> None:
         self._exits.gone(instance, exit)
@@ -341,9 +353,7 @@ class Core:
                 if record.keep_loaded and not self._admission.closing:
                     # Refused while memory is yielded: then it is displaced, and loaded again later.
                     self._admission.request_load(record)
-            elif (due := self._idle_deadline(record)) is not None and due <= now:
-                assert record.spec.idle_timeout is not None
-                self._admission.evict(record, f"idle for {record.spec.idle_timeout:.0f} s")
+        self._idleness.tick(now)
         self._admission.schedule()
 
     def _late(self, record: ModelRecord, now: float) -> list[Waiter]:
@@ -354,7 +364,7 @@ class Core:
 
     def next_deadline(self) -> float:
         """When `tick` should be called next, math.inf for never."""
-        due = min(self._admission.wake, self._exits.deadline(), self.memory.deadline())
+        due = min(self._admission.wake, self._exits.deadline(), self.memory.deadline(), self._idleness.deadline())
         for record in self._admission.records.values():
             for waiter in record.waiting:
                 if waiter.deadline is not None and record.state is not State.DOWNLOADING:
@@ -363,16 +373,7 @@ class Core:
                 due = min(due, record.retry_at)  # else `schedule` decides by its own reading of the clock
             if record.state is State.KILLING and not record.stuck:
                 due = min(due, record.since + self._exits.stuck_after)
-            idle = self._idle_deadline(record)
-            if idle is not None:
-                due = min(due, idle)
         return due
-
-    def _idle_deadline(self, record: ModelRecord) -> float | None:
-        timeout = None if record.spec.elsewhere else record.spec.idle_timeout
-        if record.state is not State.READY or record.active or record.waiting or timeout is None or record.unevictable:
-            return None
-        return record.last_used + timeout
 
     # --- readers ------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from accelerd.base.exits import Cause
 from accelerd.scheduler.admission import Admission
-from accelerd.scheduler.lifecycle import State
+from accelerd.scheduler.lifecycle import WARM, State
 from accelerd.scheduler.record import ModelRecord, StopWatcher
 
 
@@ -43,7 +43,7 @@ class DeviceEvents:
         """The model's device disappeared or was reset: stop the model and its requests now. `cause` decides what
         follows."""
         record = self._find(name)
-        if record.state in (State.STARTING, State.READY, State.DRAINING):
+        if record.state in (State.STARTING, State.READY, State.DRAINING) or record.state in WARM:
             self._admission.stop(record, why, cause)
             self._admission.schedule()
 

@@ -46,7 +46,7 @@ def choose(
 
     `staying` cannot be asked to leave. None: not even the leaving of all candidates would be enough.
     """
-    ways = target.forecast.options or (target.need,)
+    ways = target.ways
     for context in dict.fromkeys(need.context for need in ways):
         same = [need for need in ways if need.context == context]
         if (found := _cheapest(target, same, staying, candidates, limits, now)) is not None:

@@ -21,10 +21,11 @@ from accelerd.base.names import accelctl
 from accelerd.base.sizes import human_size
 from accelerd.memory.model import RAM, MemoryRequirement
 from accelerd.memory.reclaim import UnreturnedMemory
-from accelerd.scheduler.admission import CPU, Admission
+from accelerd.scheduler.admission import Admission
 from accelerd.scheduler.events import MemoryNotReturned, ModelInUse
 from accelerd.scheduler.lifecycle import Event, State
 from accelerd.scheduler.record import ModelRecord, PendingExit, Residue
+from accelerd.scheduler.transitions import CPU
 
 UNHEALTHY_BEFORE_QUARANTINE: Final = 2
 OUT_OF_MEMORY_BEFORE_FAILED: Final = 3
@@ -160,10 +161,11 @@ class ExitHandling:
         record.pending_exit, record.reclaim_until = None, math.inf
         record.used, record.cut_at = {}, math.inf
         now = self._admission.clock.monotonic()
-        if exit.cause is Cause.OOM_KILLED:
+        asleep = before in (State.OFFLOADING, State.ASLEEP)
+        if exit.cause is Cause.OOM_KILLED and not asleep:
             record.error = exit
             self._out_of_memory(record, before, exit, now)
-        elif exit.cause is Cause.STOPPED or before is State.DRAINING:
+        elif exit.cause is Cause.STOPPED or before in (State.DRAINING, State.OFFLOADING):
             # One that exits while it drains was only quicker than the stop that would have followed.
             why = record.stop_reason or (record.reason if before is State.DRAINING else "")
             self._admission.move(record, Event.GONE, why + residue if why else exit.message)
@@ -178,6 +180,7 @@ class ExitHandling:
             self._failed(record, before, exit, now)
         record.instance = record.endpoint = None
         record.secret = record.stop_reason = ""
+        record.offloaded, record.asleep, record.slept_at = {}, False, None
         record.at_rest()
         watchers, record.stop_watchers = record.stop_watchers, []
         for watcher in watchers:
@@ -207,7 +210,11 @@ class ExitHandling:
             if count >= settings.max_failures:
                 record.retry_at = None
                 self._admission.move(record, Event.GIVE_UP, f"{exit.message}; failed {count} times, given up")
-            elif before is State.READY and count == 1 and (record.waiting or not record.keep_loaded):
+            elif (
+                before in (State.READY, State.ASLEEP, State.WAKING)
+                and count == 1
+                and (record.waiting or not record.keep_loaded)
+            ):
                 self._admission.move(record, Event.GONE, exit.message)
                 return
             else:

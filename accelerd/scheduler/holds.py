@@ -32,7 +32,7 @@ from accelerd.scheduler.record import ELSEWHERE, ModelRecord
 MOST_STEPS: Final = 2000  # of the search for places; what is not refuted by then may fit
 
 # Loaded, or loaded again without being asked; one that has failed waits for a reset.
-NEEDS_NO_LOAD = (State.STARTING, State.READY, State.BACKOFF, State.FAILED)
+NEEDS_NO_LOAD = (State.STARTING, State.WAKING, State.READY, State.BACKOFF, State.FAILED)
 
 
 class Holds:
@@ -105,26 +105,34 @@ class Holds:
 
 def placement(record: ModelRecord, admission: Admission) -> tuple[bool, str]:
     """Could the model be resident, and what would that take."""
-    if record.occupied:
+    asking = _asking(record)
+    if asking is None:
         return True, ELSEWHERE if record.spec.elsewhere else "it is loaded, or on its way in or out"
-    room, others = admission.room, admission.occupied()
-    if fitting(record, others, room) is not None:
+    room, others = admission.room, admission.others(record)
+    if fitting(asking, others, room) is not None:
         return True, "it fits beside what is loaded now"
-    why = why_not_resident(record, others, room) or ""
+    why = why_not_resident(asking, others, room) or ""
     movable = [r for r in others if not r.unevictable]
-    choice = choose(record, [r for r in others if r.unevictable], movable, room, admission.clock.monotonic())
+    choice = choose(asking, [r for r in others if r.unevictable], movable, room, admission.clock.monotonic())
     if choice is None:
         return False, why
     return True, f"{', '.join(v.spec.name for v in choice.victims)} would make room for it: {why}"
 
 
+def _asking(record: ModelRecord) -> ModelRecord | None:
+    """The model as it would ask for room: one that sleeps, awake. None: it has its place."""
+    if record.state is State.ASLEEP:
+        return record.woken()
+    return None if record.occupied else record
+
+
 def displaced_by(record: ModelRecord, admission: Admission) -> tuple[str, ...]:
     """The models that would have to leave for it now."""
-    others = admission.occupied()
-    if record.occupied or record.spec.elsewhere or fitting(record, others, admission.room) is not None:
+    asking, others = _asking(record), admission.others(record)
+    if asking is None or record.spec.elsewhere or fitting(asking, others, admission.room) is not None:
         return ()
     movable, fixed = [r for r in others if not r.unevictable], [r for r in others if r.unevictable]
-    choice = choose(record, fixed, movable, admission.room, admission.clock.monotonic())
+    choice = choose(asking, fixed, movable, admission.room, admission.clock.monotonic())
     return tuple(victim.spec.name for victim in choice.victims) if choice is not None else ()
 
 
@@ -184,6 +192,6 @@ def together(records: Sequence[ModelRecord], limits: SharedLimits) -> bool:
 def _ways(record: ModelRecord) -> list[MemoryRequirement]:
     """Each way to have the model resident; of one that is, with what it holds."""
     if record.occupied:
-        return [replace(record.need, amounts=record.held())]
+        return [replace(record.need, amounts=(record.woken() if record.asleep else record).held())]
     least = {need.devices: need for need in record.forecast.options}  # of each place the last: the shortest context
     return list(least.values()) or [record.need]

@@ -17,6 +17,9 @@ class State(StrEnum):
     STARTING = "starting"  # process asked for, not yet answering
     READY = "ready"  # grants leases
     DRAINING = "draining"  # grants no more leases, waits for the running ones
+    OFFLOADING = "offloading"  # told to move its weights from the device to main memory
+    ASLEEP = "asleep"  # its process lives, its weights are in main memory, the device has its memory back
+    WAKING = "waking"  # admitted again: its weights move back to the device
     STOPPING = "stopping"  # asked to end (SIGTERM)
     KILLING = "killing"  # did not end in time, SIGKILL was sent; its memory still counts
     RECLAIMING = "reclaiming"  # no process is left, its memory is not back yet
@@ -30,6 +33,9 @@ class Event(StrEnum):
     START = "start"  # admitted: its memory is reserved
     ADOPT = "adopt"  # an earlier daemon started it: its memory is reserved, it is checked like a new one
     LOADED = "loaded"  # proven ready
+    SLEEP = "sleep"  # it has main memory to sleep in
+    SLEPT = "slept"  # it says that it is asleep, and the memory of its device is seen to be back
+    WAKE = "wake"  # admitted again: the memory of its device is reserved
     DRAIN = "drain"
     STOP = "stop"
     KILL = "kill"  # SIGKILL was sent
@@ -54,6 +60,7 @@ TABLE: dict[tuple[State, Event], State] = {
     (S.STOPPED, E.START): S.STARTING,
     (S.STOPPED, E.ADOPT): S.STARTING,
     (S.STARTING, E.LOADED): S.READY,
+    (S.STARTING, E.SLEPT): S.ASLEEP,  # taken over from an earlier daemon, asleep
     (S.STARTING, E.STOP): S.STOPPING,
     (S.STARTING, E.KILL): S.KILLING,  # the load ran out of time
     (S.STARTING, E.RECLAIM): S.RECLAIMING,
@@ -69,12 +76,33 @@ TABLE: dict[tuple[State, Event], State] = {
     (S.READY, E.OUT_OF_MEMORY): S.STOPPED,
     (S.READY, E.BACK_OFF): S.BACKOFF,
     (S.READY, E.GIVE_UP): S.FAILED,
+    (S.DRAINING, E.SLEEP): S.OFFLOADING,
     (S.DRAINING, E.STOP): S.STOPPING,
     (S.DRAINING, E.KILL): S.KILLING,
     (S.DRAINING, E.RECLAIM): S.RECLAIMING,
     (S.DRAINING, E.GONE): S.STOPPED,
     (S.DRAINING, E.OUT_OF_MEMORY): S.STOPPED,
     (S.DRAINING, E.GIVE_UP): S.FAILED,  # out of memory too often
+    (S.OFFLOADING, E.SLEPT): S.ASLEEP,
+    (S.OFFLOADING, E.STOP): S.STOPPING,  # it cannot, or the device does not get its memory back
+    (S.OFFLOADING, E.KILL): S.KILLING,
+    (S.OFFLOADING, E.RECLAIM): S.RECLAIMING,
+    (S.OFFLOADING, E.GONE): S.STOPPED,
+    (S.ASLEEP, E.WAKE): S.WAKING,
+    (S.ASLEEP, E.STOP): S.STOPPING,
+    (S.ASLEEP, E.KILL): S.KILLING,
+    (S.ASLEEP, E.RECLAIM): S.RECLAIMING,
+    (S.ASLEEP, E.GONE): S.STOPPED,
+    (S.ASLEEP, E.BACK_OFF): S.BACKOFF,
+    (S.ASLEEP, E.GIVE_UP): S.FAILED,
+    (S.WAKING, E.LOADED): S.READY,
+    (S.WAKING, E.STOP): S.STOPPING,  # it did not wake up: it is started anew
+    (S.WAKING, E.KILL): S.KILLING,
+    (S.WAKING, E.RECLAIM): S.RECLAIMING,
+    (S.WAKING, E.GONE): S.STOPPED,
+    (S.WAKING, E.OUT_OF_MEMORY): S.STOPPED,
+    (S.WAKING, E.BACK_OFF): S.BACKOFF,
+    (S.WAKING, E.GIVE_UP): S.FAILED,
     (S.STOPPING, E.KILL): S.KILLING,
     (S.STOPPING, E.RECLAIM): S.RECLAIMING,
     (S.STOPPING, E.GONE): S.STOPPED,
@@ -98,9 +126,13 @@ TABLE: dict[tuple[State, Event], State] = {
 }
 
 # A process exists or may exist, or its memory is not back: it is on the ledger.
-OCCUPIED = frozenset({S.STARTING, S.READY, S.DRAINING, S.STOPPING, S.KILLING, S.RECLAIMING})
-# On the way out: its memory will come back without another decision.
-LEAVING = frozenset({S.DRAINING, S.STOPPING, S.KILLING, S.RECLAIMING})
+OCCUPIED = frozenset({
+    S.STARTING, S.READY, S.DRAINING, S.OFFLOADING, S.ASLEEP, S.WAKING, S.STOPPING, S.KILLING, S.RECLAIMING,
+})  # fmt: skip
+# On the way out: the memory of its device will come back without another decision.
+LEAVING = frozenset({S.DRAINING, S.OFFLOADING, S.STOPPING, S.KILLING, S.RECLAIMING})
+# It serves nobody, and no request is lost when it is stopped.
+WARM = frozenset({S.OFFLOADING, S.ASLEEP, S.WAKING})
 
 
 def step(state: State, event: Event) -> State:

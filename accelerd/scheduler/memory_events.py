@@ -14,9 +14,10 @@ from msgspec.structs import replace
 from accelerd.memory.ledger import Ledger
 from accelerd.memory.model import RAM, Forecast, MemorySnapshot
 from accelerd.scheduler.admission import FRESH, Admission
-from accelerd.scheduler.lifecycle import LEAVING, State
+from accelerd.scheduler.lifecycle import LEAVING, WARM, State
 from accelerd.scheduler.placement import YieldedMemory, fitting, why_not_resident
 from accelerd.scheduler.record import ModelRecord
+from accelerd.scheduler.transitions import NOTHING
 
 YIELD_GRACE = 10.0  # s that running requests still get when memory is yielded
 LOOK_EVERY = 5.0  # s between snapshots while a displaced model waits for room
@@ -60,7 +61,8 @@ class MemoryEvents:
         """
         admission = self._admission
         others = [one for one in admission.occupied() if one is not record]
-        why = why_not_resident(record, others, admission.room.undisturbed())
+        need = replace(record.need, amounts=record.held()) if record.asleep else None
+        why = why_not_resident(record, others, admission.room.undisturbed(), need)
         if why is None or record.state not in (State.STARTING, State.READY):
             return False
         (admission.stop if record.state is State.STARTING else admission.evict)(record, f"no longer fits: {why}")
@@ -73,6 +75,8 @@ class MemoryEvents:
             record = self._admission.instances.get(instance)
             if record is not None:
                 record.used = used
+                if record.offloaded:
+                    continue  # what it has now is not what it needs
                 pools = {*used, *record.peak}
                 record.peak = {pool: max(used.get(pool, 0), record.peak.get(pool, 0)) for pool in pools}
                 record.settled |= record.state is State.READY and seen.at >= record.since
@@ -101,8 +105,8 @@ class MemoryEvents:
         def gain(record: ModelRecord) -> int:
             return ledger.counted(record.used or record.held(), pool)  # what was only reserved does not come back
 
-        coming = sum(gain(r) for r in admission.occupied() if r.state in LEAVING)
-        ready = [r for r in admission.records.values() if r.state is State.READY and not r.unevictable and gain(r) > 0]
+        coming = sum(gain(r) for r in admission.occupied() if r.state in LEAVING and not (pool == RAM and r.offloaded))
+        ready = [r for r in admission.records.values() if r.displaceable and not r.unevictable and gain(r) > 0]
         idle = [r for r in ready if not r.active and not r.waiting]
         working = [r for r in ready if r not in idle] if busy else []
         for record in (*sorted(idle, key=gain, reverse=True), *sorted(working, key=gain, reverse=True)):
@@ -110,7 +114,10 @@ class MemoryEvents:
                 break
             coming += gain(record)
             record.displaced = record.keep_loaded
-            admission.evict(record, why)
+            if record.state is State.ASLEEP:
+                admission.stop(record, why)
+            else:
+                admission.evict(record, why, beside=None if pool == RAM else NOTHING)
         admission.schedule()
         return coming
 
@@ -124,12 +131,14 @@ class MemoryEvents:
             if not record.occupied or not _holds(record, wanted):
                 continue
             record.displaced = record.keep_loaded or bool(record.holds)
-            if record.state is State.STARTING or (now and record.state in (State.READY, State.DRAINING)):
+            alive = record.state in (State.READY, State.DRAINING)
+            if record.state is State.STARTING or record.state in WARM or (now and alive):
                 admission.stop(record, why)
             elif record.state is State.READY:
                 record.cut_at = time + YIELD_GRACE
                 admission.evict(record, why)
             elif record.state is State.DRAINING:
+                record.sleeps_beside = None
                 record.cut_at = min(record.cut_at, time + YIELD_GRACE)
         admission.schedule()
 
@@ -175,7 +184,9 @@ class MemoryEvents:
 
     def _displaced(self) -> list[ModelRecord]:
         return [
-            r for r in self._admission.records.values() if r.displaced and r.state is State.STOPPED and not r.waiting
+            r
+            for r in self._admission.records.values()
+            if r.displaced and r.state in (State.STOPPED, State.ASLEEP) and not r.waiting
         ]
 
     def _look_due(self) -> float:
@@ -192,7 +203,8 @@ class MemoryEvents:
         if admission.view is not None and now - admission.view.at > FRESH:
             return  # a fresh snapshot was asked for
         for record in self._displaced():
-            if fitting(record, admission.occupied(), admission.room) is not None:
+            asking = record.woken() if record.state is State.ASLEEP else record
+            if fitting(asking, admission.others(record), admission.room) is not None:
                 record.displaced = False
                 admission.request_load(record, held=True)
 
@@ -200,6 +212,8 @@ class MemoryEvents:
 def _holds(record: ModelRecord, wanted: YieldedMemory) -> bool:
     if record.spec.elsewhere:
         return False
+    if record.asleep:
+        return any(size > 0 and (wanted.pools is None or pool in wanted.pools) for pool, size in record.held().items())
     return wanted.covers(record.need) or any(
         size > 0 and pool != RAM and pool in (wanted.pools or ()) for pool, size in record.peak.items()
     )

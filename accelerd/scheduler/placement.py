@@ -120,7 +120,12 @@ def excludes(one: ModelRecord, other: ModelRecord) -> str | None:
 
 
 def rules_out(target: ModelRecord, need: MemoryRequirement, other: ModelRecord) -> str | None:
-    """Why `target`, placed as `need` says, can never be resident beside `other`, by any rule; None if it can."""
+    """Why `target`, placed as `need` says, can never be resident beside `other`, by any rule; None if it can.
+
+    Who sleeps computes nothing: only its memory counts.
+    """
+    if target.asleep or other.asleep:
+        return None
     if why := excludes(target, other):
         return why
     if why := clash(need, other.need):
@@ -133,7 +138,7 @@ def fitting(
 ) -> MemoryRequirement | None:
     """The best way to place `target` beside `others`; None: there is none. `like`: with the context of this one."""
     others = list(others)
-    if not target.forecast.options or len(target.forecast.options) == 1:
+    if target.occupied or len(target.forecast.options) <= 1:
         return target.need if why_not_resident(target, others, limits) is None else None
     ways = [need for need in target.forecast.options if like is None or need.context == like.context]
     return next((need for need in ways if why_not_resident(target, others, limits, need) is None), None)
@@ -155,7 +160,7 @@ def why_not_resident(
         if why := rules_out(target, need, other):
             return why
     count = alike(need, others)
-    if limits.max_loaded is not None and count + 1 > limits.max_loaded:
+    if limits.max_loaded is not None and count + 1 > limits.max_loaded and not target.asleep:
         return f"max_loaded = {limits.max_loaded} and {count} loaded"
     for pool, wanted, taken in lacking(need, (other.need for other in others), limits.pools):
         return of_contexts(pool, wanted, taken, others)
@@ -177,9 +182,33 @@ def why_not_resident(
     return None
 
 
+def why_sleepless(
+    record: ModelRecord, there: Iterable[ModelRecord], limits: SharedLimits, beside: MemoryRequirement
+) -> str | None:
+    """Why a resident model cannot sleep so that there is room for `beside`, too; None if it can. Nobody leaves for it.
+
+    `there`: all that are resident.
+    """
+    there, weights = list(there), record.forecast.asleep or {}
+    pools = {pool.id: pool for pool in limits.pools}
+    size = sum(weights.values())
+    if not any(id != RAM and not (id in pools and pools[id].backed_by == RAM) for id in record.need.devices):
+        return "its device has no memory of its own"
+    amounts = {RAM: beside.amounts.get(RAM, 0) + size}
+    if short := limits.ledger(there).shortages(amounts):
+        return in_words(short[0], MemoryRequirement(amounts, "its weights"))
+    if limits.memory is not None:
+        held = sum(sum(other.held().values()) for other in there if other is not record)
+        asleep = record.held().get(RAM, 0) + size
+        if held + asleep + beside.total + sum(residue.size for residue in limits.lost) > limits.memory:
+            return f"its weights need {human_size(size)}, {human_size(limits.memory)} are there in all"
+    return None
+
+
 def alike(need: MemoryRequirement, others: Iterable[ModelRecord]) -> int:
-    """How many of them count against the same max_loaded: models on NPUs are counted apart from all others."""
-    return sum(not apart(need, other.need) for other in others)
+    """How many of them count against the same max_loaded: models on NPUs are counted apart from all others, and who
+    sleeps is not counted."""
+    return sum(not (other.asleep or apart(need, other.need)) for other in others)
 
 
 def of_contexts(pool: Pool, wanted: int, taken: int, others: Iterable[ModelRecord]) -> str:

@@ -5,6 +5,7 @@ Mutable data owned by Core alone; everybody else reads the Snapshot made from it
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -133,6 +134,11 @@ class ModelRecord:
     settled: bool = False  # it was seen after its load
     pending_exit: PendingExit | None = None  # in RECLAIMING
     reclaim_until: float = math.inf
+    # sleep
+    sleeps_beside: MemoryRequirement | None = None  # in DRAINING: it may sleep if there is room beside this; None: not
+    offloaded: Mapping[str, int] = field(default_factory=dict)  # in WARM: what its weights take of main memory
+    asleep: bool = False  # the device has its memory back
+    slept_at: float | None = None  # in OFFLOADING: when it said that it is asleep
     # its files
     download: DownloadProgress | None = None  # in DOWNLOADING
     download_error: AccelError | None = None  # in FAILED: why they did not come
@@ -204,6 +210,11 @@ class ModelRecord:
         return self.spec.pin or bool(self.holds)
 
     @property
+    def displaceable(self) -> bool:
+        """Does it stay where it is, so that another may ask for its place?"""
+        return self.state in (State.READY, State.ASLEEP)
+
+    @property
     def abandoned(self) -> bool:
         """Is it being loaded although all who wanted it have left? It goes on until another model wants its place."""
         wanted = self.waiting or self.keep_loaded or self.adopted or self.unevictable
@@ -219,8 +230,28 @@ class ModelRecord:
         """Bytes to reserve, in all pools together."""
         return self.need.total
 
+    @property
+    def ways(self) -> tuple[MemoryRequirement, ...]:
+        """How it can be placed, the best first. One that has a process stays where it is."""
+        return (self.need,) if self.occupied else self.forecast.options or (self.need,)
+
+    def woken(self) -> ModelRecord:
+        """As it is to be when it is awake: a copy to calculate with."""
+        record = copy.copy(self)
+        record.state, record.asleep = State.WAKING, False
+        return record
+
     def held(self) -> dict[str, int]:
-        """What counts on the ledger, by pool.
+        """What counts on the ledger, by pool. Asleep: its weights in main memory, and what its device still has."""
+        found = self._held_awake()
+        if self.asleep:
+            found = {pool: size if pool == RAM else self.used.get(pool, 0) for pool, size in found.items()}
+        for pool, size in self.offloaded.items():
+            found[pool] = max(found.get(pool, 0) + size, self.used.get(pool, 0) if self.asleep else 0)
+        return found
+
+    def _held_awake(self) -> dict[str, int]:
+        """The same of one that is awake.
 
         A device's memory is allocated in full by the load: what is seen after it is the truth. Pages of main memory
         count only once they are touched: there the estimate holds until more is seen.
@@ -235,8 +266,10 @@ class ModelRecord:
     def holding(self) -> Holding:
         """For the ledger."""
         phase: Phase = "resident"
-        if self.state is State.STARTING:
+        if self.state in (State.STARTING, State.WAKING):
             phase = "loading"
+        elif self.state is State.ASLEEP:
+            phase = "asleep"
         elif self.state is State.RECLAIMING:
             phase = "reclaiming"
         elif self.state in LEAVING:

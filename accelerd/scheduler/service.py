@@ -231,7 +231,7 @@ class Scheduler(Core):
 
     def memory_moves(self) -> bool:
         """Is a model being loaded, or is the memory of one waited for?"""
-        moving = (State.STARTING, State.RECLAIMING)
+        moving = (State.STARTING, State.OFFLOADING, State.WAKING, State.RECLAIMING)
         return any(s.state in moving and not s.spec.elsewhere for s in self.snapshots())
 
     def busy(self) -> bool:

@@ -10,7 +10,8 @@ import asyncio
 import logging
 import re
 import signal
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ from accelerd.supervise.process.output import TAIL_LINES, JournalFeed, OutputRed
 from accelerd.supervise.process.processes import InstanceTag, ProcessIdentity, ProcessTable, describe
 from accelerd.supervise.process.sweep import sweep
 from accelerd.supervise.ready import READY, Loading, Outcome, listens, prove
+from accelerd.supervise.sleeping import is_asleep, put_to_sleep, wake_up
 from accelerd.supervise.waiting import SupervisorLimits, race
 from accelerd.system.records import event
 
@@ -45,6 +47,7 @@ log = logging.getLogger(__name__)
 CLOSING: Final = 0.1  # s from the end of a connection to that of the socket that listens, in a process that dies
 
 
+Ask = Callable[[LaunchPlan], Coroutine[Any, Any, None]]
 EngineLog = Callable[[str, str, int, str | None], None]  # model, line, log level, unit
 
 
@@ -100,7 +103,8 @@ class Instance:
         self._feed: JournalFeed | None = None
         self._wake = asyncio.Event()  # it is to stop, or the process has exited
         self._kill = asyncio.Event()
-        self._probe_asked = asyncio.Event()
+        self._asked = asyncio.Event()
+        self._asks: deque[Ask] = deque()  # what the running engine is to be asked for, in order
         self._thorough = False
         self._stop: Outcome | None = None
         self._trouble = ""  # what the last probe found
@@ -135,7 +139,20 @@ class Instance:
     def probe(self, *, thorough: bool) -> None:
         """Find out whether the engine works, as soon as it is ready."""
         self._thorough |= thorough
-        self._probe_asked.set()
+        if self._probe_once not in self._asks:
+            self._ask(self._probe_once)
+
+    def sleep(self) -> None:
+        """Have its weights moved to main memory."""
+        self._ask(self._put_to_sleep)
+
+    def wake(self) -> None:
+        """Have them moved back."""
+        self._ask(self._wake_up)
+
+    def _ask(self, what: Ask) -> None:
+        self._asks.append(what)
+        self._asked.set()
 
     async def write_record(self) -> None:
         """Again, since it was removed."""
@@ -302,20 +319,55 @@ class Instance:
         if ending is not READY:
             return ending
         plan = self._plan or plan
+        asleep = self._found is not None and self._found.asleep
+        if self._found is not None and plan.sleep is not None:
+            raced = await race(self._wake.wait(), self._restored(plan, asleep=asleep))
+            if raced is None or raced[0] == 0 or raced[1]:
+                return self._stop if raced is None or raced[0] == 0 else Outcome(Cause.UNHEALTHY, raced[1])
         self._ready, self._ready_at = True, self.ring.total
         endpoint_files.remove_key(plan)
         self._redactor = OutputRedactor(plan.discreet) if plan.discreet else None
         if self._feed is not None:
             self._feed.errors_only = True
         self._context.listener.instance_ready(self.number, plan.endpoint, plan.secret)
-        await self._record.note(Phase.READY)
+        await self._record.note(Phase.ASLEEP if asleep else Phase.READY)
         await race(self._wake.wait(), self._engine.loaded(self.spec, plan))
         while not self._wake.is_set():
-            await race(self._wake.wait(), self._probe_asked.wait())
-            if self._probe_asked.is_set():
-                self._probe_asked.clear()
-                await race(self._wake.wait(), self._probe_once(plan))
+            await race(self._wake.wait(), self._asked.wait())
+            self._asked.clear()
+            while self._asks and not self._wake.is_set():
+                await race(self._wake.wait(), self._asks.popleft()(plan))
         return self._stop
+
+    async def _restored(self, plan: LaunchPlan, *, asleep: bool) -> str:
+        """Have one that is taken over where its memory is counted, which a daemon may have died too early to note.
+        Why it is not, or ""."""
+        try:
+            if await is_asleep(plan) is not asleep:
+                await (put_to_sleep if asleep else wake_up)(plan, self.spec.start_timeout)
+        except HttpError as error:
+            return f"it cannot be told whether {self.spec.name} is asleep: {error}"
+        return ""
+
+    async def _put_to_sleep(self, plan: LaunchPlan) -> None:
+        try:
+            await put_to_sleep(plan, self.spec.start_timeout)
+            await self._record.note(Phase.ASLEEP)
+            trouble = ""
+        except HttpError as error:
+            trouble = str(error)
+        if not self._wake.is_set():
+            self._context.listener.instance_asleep(self.number, trouble)
+
+    async def _wake_up(self, plan: LaunchPlan) -> None:
+        await self._record.note(Phase.READY)  # from now on it may have its device's memory again
+        try:
+            await wake_up(plan, self.spec.start_timeout)
+            _, trouble = await prove(plan, within=self._context.limits.probe_timeout)
+        except HttpError as error:
+            trouble = str(error)
+        if not self._wake.is_set():
+            self._context.listener.instance_awake(self.number, trouble)
 
     async def _load(self, main: MainProcess, plan: LaunchPlan) -> Outcome | None:
         context = self._context

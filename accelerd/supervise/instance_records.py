@@ -43,6 +43,7 @@ class Phase(StrEnum):
 
     STARTING = "starting"
     READY = "ready"
+    ASLEEP = "asleep"  # its weights are in main memory
     ENDING = "ending"  # not to be taken over any more
 
 
@@ -73,7 +74,11 @@ class Adoptable(Struct, frozen=True):
 
     @property
     def was_ready(self) -> bool:
-        return self.stored.phase is Phase.READY
+        return self.stored.phase in (Phase.READY, Phase.ASLEEP)
+
+    @property
+    def asleep(self) -> bool:
+        return self.stored.phase is Phase.ASLEEP
 
     def fits(self, spec: ModelSpec) -> bool:
         """Would this model be started in the same way now, and may it have survived?"""

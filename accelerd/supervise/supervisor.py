@@ -123,6 +123,16 @@ class ProcessSupervisor(Supervisor):
         if life is not None:
             life.probe(thorough=thorough)
 
+    def sleep(self, instance: int) -> None:
+        life = self._instances.get(instance)
+        if isinstance(life, Instance):
+            life.sleep()
+
+    def wake(self, instance: int) -> None:
+        life = self._instances.get(instance)
+        if isinstance(life, Instance):
+            life.wake()
+
     # --- information --------------------------------------------------------------------------------------------
 
     def facts(self, instance: int) -> InstanceInfo | None:

@@ -76,8 +76,8 @@ def test_another_binary_for_the_engine_relaunches_the_models_that_use_it(home: H
 def test_every_field_of_a_model_is_either_launched_with_or_updated(home: Home) -> None:
     scheduling = {
         "description", "aliases", "hidden_aliases", "variants", "unlisted", "start_timeout", "stop_timeout",
-        "concurrency", "idle_timeout", "preload", "pin", "group", "exclusive", "memory", "priority", "price", "origins",
-        "offered",
+        "concurrency", "idle_timeout", "sleep_timeout", "preload", "pin", "group", "exclusive", "memory", "priority",
+        "price", "origins", "offered",
     }  # fmt: skip
     assert set(ModelSpec.__dataclass_fields__) == set(LAUNCH_FIELDS) | scheduling
 

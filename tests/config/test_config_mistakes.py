@@ -108,8 +108,9 @@ def test_all_mistakes_of_all_files_at_once(home: Home) -> None:
             '"auto", or "model" for the whole trained context, got "4k"',
         ),
         (
-            "[defaults]\nengine = 'vllm'",
-            '2: defaults.engine: expected one of "llama-server", "flm", "lemonade", "command", "remote", got "vllm"',
+            "[defaults]\nengine = 'x'",
+            '2: defaults.engine: expected one of "llama-server", "flm", "lemonade", "command", "vllm", "remote", '
+            'got "x"',
         ),
         ("[defaults]\nmmap = 1", "2: defaults.mmap: expected true or false, got 1"),
         ("[defaults]\nsampling.top_p = nan", "2: defaults.sampling.top_p: expected a number from 0 to 1, got nan"),

@@ -147,11 +147,13 @@ class Scheduler:
 
     def __init__(self) -> None:
         self.adopted: list[tuple[str, bool]] = []
+        self.asleep: list[str] = []
 
     def adopt(self, name: str, found: object, *, fits: bool, **placed: object) -> bool:
         if name in [known for known, _ in self.adopted]:
             return False
         self.adopted.append((name, fits))
+        self.asleep += [name] if placed["asleep"] else []
         return True
 
 
@@ -163,6 +165,13 @@ def test_what_matters_most_is_taken_over_first() -> None:
     taken = take_over(found, models, scheduler)
     assert scheduler.adopted == [("c", True), ("b", True), ("a", True)]
     assert [one.record.model for one in taken] == ["c", "b", "a"], "what is not configured is left to the sweep"
+
+
+def test_what_sleeps_is_taken_over_as_such() -> None:
+    scheduler = Scheduler()
+    take_over([left(spec("a"), Phase.ASLEEP), left(spec("b"), number=2)], {n: spec(n) for n in "ab"}, scheduler)
+    assert scheduler.adopted == [("a", True), ("b", True)]
+    assert scheduler.asleep == ["a"]
 
 
 def test_another_launch_setting_means_that_it_no_longer_fits() -> None:

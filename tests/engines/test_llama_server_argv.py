@@ -213,7 +213,7 @@ def test_every_launch_setting_changes_the_plan() -> None:
     }  # fmt: skip
     elsewhere = {
         "engine", "model", "binary", "env", "sampling", "gpus", "transcription", "mmproj_device", "command", "remote",
-        "capabilities",
+        "capabilities", "vllm",
     }  # fmt: skip
     with_fit = {"fit_target": (1,), "fit_ctx": 1}
     homes = {"home", "container", "image", "devices", "mounts", "survive", "memory_max", "memory_high", "cpu_weight",

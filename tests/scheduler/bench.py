@@ -73,6 +73,8 @@ class Bench:
         self.started: list[tuple[int, str]] = []
         self.stopped: list[tuple[int, Cause]] = []
         self.probed: list[int] = []
+        self.sleeping: list[int] = []  # told to sleep, and have not answered
+        self.waking: list[int] = []
         self.adopted: list[tuple[int, object]] = []
         self.slow_pools = False  # does memory come back only when the test says so?
         self.waited_for: dict[int, Changed] = {}  # instances whose memory is not back
@@ -112,6 +114,12 @@ class Bench:
 
     def probe(self, instance: int, *, thorough: bool = False) -> None:
         self.probed.append(instance)
+
+    def sleep(self, instance: int) -> None:
+        self.sleeping.append(instance)
+
+    def wake(self, instance: int) -> None:
+        self.waking.append(instance)
 
     def adopt(self, instance: int, spec: ModelSpec, found: object) -> None:
         self.adopted.append((instance, found))
@@ -183,6 +191,15 @@ class Bench:
 
     def gone(self, name: str, cause: Cause = Cause.STOPPED, message: str = "it ended", **more: Any) -> None:
         self.core.instance_gone(self.instance(name), Exit(cause, message, **more))
+
+    def slept(self, name: str, trouble: str = "") -> None:
+        """A model that was told to sleep says that it does, or why not."""
+        self.sleeping.remove(self.instance(name))
+        self.core.instance_asleep(self.instance(name), trouble)
+
+    def woke(self, name: str, trouble: str = "") -> None:
+        self.waking.remove(self.instance(name))
+        self.core.instance_awake(self.instance(name), trouble)
 
     def loaded(self, name: str) -> None:
         """Load a model the way a person asks for it."""

@@ -50,7 +50,7 @@ class Machine(Watched):
             Pool(CARD, "RX 7900", 24 * GIB, GIB, foreign.get(CARD, 0)),
             Pool(NPU, "NPU", 128 * GIB, 0, foreign.get(NPU, 0), backed_by=RAM),
         )
-        self.core.memory.seen(MemorySnapshot(self.clock.now, pools, used))
+        self.events.publish(MemorySnapshot(self.clock.now, pools, used))
 
 
 def test_what_fits_is_loaded_beside_what_is_there() -> None:

@@ -1,8 +1,8 @@
 """Whatever happens in whatever order: the promises that the scheduler never breaks, searched by hypothesis.
 
 No lease on a model that is not ready; no eviction under a lease; no double load; the ledger within its limit and never
-negative; no pool overdrawn by a start; nothing started where memory was given up; what is held leaves for nobody but
-people; nobody starves; every waiter is answered exactly once.
+negative; no pool overdrawn by a start, a sleep or a wake-up; nothing started where memory was given up; what is held
+leaves for nobody but people; nobody starves; every waiter is answered exactly once.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ CAUSES = (Cause.OOM_KILLED, Cause.EXITED, Cause.SIGNALED, Cause.NO_MODEL, Cause.
 names = st.sampled_from(NAMES)
 CARD, APU = "card", "apu"
 PLACES = {"a": (RAM,), "b": (CARD, APU), "c": (CARD,), "d": (APU,)}  # where each model may be, the best first
+SLEEPY = ("b", "c")  # they can sleep on the card, with so much in main memory:
+WEIGHTS = 2 * MIB
 LONGEST_WAIT = 4 * 20.0 + 70.0  # s: the bound on overtaking, once for each model, and the longest back-off
 
 
@@ -45,9 +47,20 @@ class Books(Bench):
 
     def start(self, instance: int, spec: ModelSpec, devices: Sequence[str] = ()) -> None:
         super().start(instance, spec, devices)
-        need = self.placed[spec.name]
+        self.check(self.placed[spec.name])
         limit = self.limits.memory  # later, models may be seen to use more than when they were counted
         assert limit is None or self.core.memory_held() <= limit, "a start overdrew the limit"
+
+    def sleep(self, instance: int) -> None:
+        super().sleep(instance)
+        ram = [balance for balance in self.core.memory.ledger().balances() if balance.pool.id == RAM]
+        assert all(balance.free >= 0 for balance in ram), "the weights overdrew main memory"
+
+    def wake(self, instance: int) -> None:
+        super().wake(instance)
+        self.check(self.core._admission.instances[instance].need)
+
+    def check(self, need: MemoryRequirement) -> None:
         for balance in self.core.memory.ledger().balances():
             spills = any(size and balance.pool.id == RAM for id, size in need.amounts.items() if id == APU)
             assert balance.free >= 0 or not (need.amounts.get(balance.pool.id) or spills), "a start overdrew a pool"
@@ -83,6 +96,7 @@ class World(RuleBasedStateMachine):
                 exclusive=name == exclusive,
                 group="g" if group and name in "bc" else None,
                 idle_timeout=30.0,
+                sleep_timeout=40.0 if name == "c" else None,
             )
             for name in NAMES
         ]
@@ -91,7 +105,10 @@ class World(RuleBasedStateMachine):
             max_queue=12, queue_timeout=500.0, max_failures=3, failure_window=50.0, memory_wait=450.0, cool_down=5.0
         )
         forecasts = {
-            name: Forecast(tuple(MemoryRequirement({place: memory[name]}, "test", (place,)) for place in PLACES[name]))
+            name: Forecast(
+                tuple(MemoryRequirement({place: memory[name]}, "test", (place,)) for place in PLACES[name]),
+                asleep={RAM: WEIGHTS} if name in SLEEPY else None,
+            )
             for name in NAMES
         }
         self.bench = Books(specs, self.rules, SharedLimits(budget * MIB, "test", max_loaded), forecasts=forecasts)
@@ -174,6 +191,16 @@ class World(RuleBasedStateMachine):
         if self.bench.state(name) is State.STARTING:
             self.bench.ready(name)
 
+    @rule(name=names, trouble=st.sampled_from(["", "", "no pinned memory"]))
+    def fall_asleep(self, name: str, trouble: str) -> None:
+        if self.bench.state(name) is State.OFFLOADING and self.bench.instance(name) in self.bench.sleeping:
+            self.bench.slept(name, trouble)
+
+    @rule(name=names, trouble=st.sampled_from(["", "", "out of memory"]))
+    def wake_up(self, name: str, trouble: str) -> None:
+        if self.bench.state(name) is State.WAKING:
+            self.bench.woke(name, trouble)
+
     @rule(name=names, cause=st.sampled_from(CAUSES))
     def end_by_itself(self, name: str, cause: Cause) -> None:
         state = self.bench.state(name)
@@ -181,11 +208,12 @@ class World(RuleBasedStateMachine):
             stopping = state in (State.STOPPING, State.KILLING)
             self.bench.gone(name, Cause.STOPPED if stopping else cause)
 
-    @rule(name=names, fits=st.booleans())
-    def be_left_by_an_earlier_daemon(self, name: str, fits: bool) -> None:
+    @rule(name=names, fits=st.booleans(), asleep=st.booleans())
+    def be_left_by_an_earlier_daemon(self, name: str, fits: bool, asleep: bool) -> None:
         if self.bench.core.placement(name)[1] == "it fits beside what is loaded now":
             stopped = self.bench.state(name) is State.STOPPED
-            assert self.bench.core.adopt(name, "found", fits=fits) is stopped
+            asleep = asleep and name in SLEEPY
+            assert self.bench.core.adopt(name, "found", fits=fits, asleep=asleep) is stopped
 
     @precondition(lambda self: self.bench.waited_for)
     @rule(data=st.data(), size=st.sampled_from([0, 0, MIB // 2]))
@@ -198,7 +226,7 @@ class World(RuleBasedStateMachine):
 
     @rule(name=names)
     def need_a_kill(self, name: str) -> None:
-        if self.bench.state(name) in (State.STOPPING, State.STARTING, State.READY, State.DRAINING):
+        if self.bench.state(name) in OCCUPIED - {State.KILLING, State.RECLAIMING}:
             self.bench.core.instance_killing(self.bench.instance(name))
 
     @rule(name=names, ok=st.booleans())
@@ -213,12 +241,13 @@ class World(RuleBasedStateMachine):
 
     # --- memory ---
 
-    @rule(pool=st.sampled_from([RAM, CARD, APU]), size=st.integers(0, 6), used=st.integers(0, 12))
-    def look(self, pool: str, size: int, used: int) -> None:
+    @rule(pool=st.sampled_from([RAM, CARD, APU]), size=st.integers(0, 6), used=st.integers(0, 12), kept=st.booleans())
+    def look(self, pool: str, size: int, used: int, kept: bool) -> None:
         self.foreign[pool] = size * MIB
-        self._look(used)
+        self._look(used, kept)
 
-    def _look(self, used: int = 0) -> None:
+    def _look(self, used: int = 0, kept: bool = False) -> None:
+        """`kept`: what sleeps still has the memory of its device."""
         core, foreign = self.bench.core, self.foreign
         pools = (
             Pool(RAM, "main memory", 16 * MIB, MIB, foreign[RAM]),
@@ -227,7 +256,11 @@ class World(RuleBasedStateMachine):
         )
         seen = {s.instance: {pool: size * used // 12 for pool, size in s.need.amounts.items()}
                 for s in core.snapshots() if s.instance is not None}  # fmt: skip
-        core.memory.seen(MemorySnapshot(self.bench.clock.now, pools, seen))
+        for instance in seen:
+            record = core._admission.instances[instance]
+            if (record.asleep or record.slept_at is not None) and not kept:
+                seen[instance] = {RAM: WEIGHTS}
+        self.bench.events.publish(MemorySnapshot(self.bench.clock.now, pools, seen))
 
     @rule(pool=st.sampled_from([RAM, CARD, APU]), size=st.integers(1, 8), busy=st.booleans())
     def press(self, pool: str, size: int, busy: bool) -> None:
@@ -266,10 +299,11 @@ class World(RuleBasedStateMachine):
         lost = sum(r.size for r in self.bench.core.residues if not r.waited_for)
         assert held == sum(sum(s.held.values()) for s in occupied) + lost
         assert held >= 0
-        assert limits.max_loaded is None or len(occupied) <= limits.max_loaded
-        if any(s.spec.exclusive for s in occupied):
-            assert len(occupied) == 1
-        assert len([s for s in occupied if s.spec.group]) <= 1
+        awake = [s for s in occupied if not self.bench.core._admission.records[s.spec.name].asleep]
+        assert limits.max_loaded is None or len(awake) <= limits.max_loaded
+        if any(s.spec.exclusive for s in awake):
+            assert len(awake) == 1
+        assert len([s for s in awake if s.spec.group]) <= 1
 
     @invariant()
     def every_model_has_at_most_one_instance(self) -> None:
@@ -316,6 +350,11 @@ class World(RuleBasedStateMachine):
                 name = snapshot.spec.name
                 if snapshot.state is State.STARTING:
                     bench.ready(name)
+                elif snapshot.state is State.OFFLOADING and snapshot.instance in bench.sleeping:
+                    bench.slept(name)
+                    self._look()
+                elif snapshot.state is State.WAKING:
+                    bench.woke(name)
                 elif snapshot.state in (State.STOPPING, State.KILLING):
                     bench.gone(name)
                 if snapshot.instance in bench.probed:

@@ -17,7 +17,13 @@ from accelerd.cli.progress import amount, with_download
 from accelerd.cli.text import count, errors_in, printable, span
 
 HEAD = ("MODEL", "STATE", "MEMORY", "DEVICE", "IDLE", "QUEUE")
-STATE_STYLES = {"ready": "green", "failed": "red", "backoff": "red", "stopped": "dim"}  # all others: yellow
+STATE_STYLES = {
+    "ready": "green",
+    "failed": "red",
+    "backoff": "red",
+    "stopped": "dim",
+    "asleep": "dim",
+}  # all others: yellow
 LOG_PREFIX = re.compile(r"^[\d.]+ [A-Z] ")  # llama-server's clock and level
 ERROR_LINE = re.compile(r"^[\d.]+ E |\berror\b", re.IGNORECASE)
 LOOPBACK = ("127.0.0.1", "[::1]")

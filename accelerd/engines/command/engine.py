@@ -92,7 +92,10 @@ class Command(Engine):
             "context": str(spec.context) if isinstance(spec.context, int) else "",
             "parallel": str(spec.slots),
         }
-        line = CommandLine(list(place.command)) if isinstance(place, FixedServer) else _line(spec, program, given)
+        if isinstance(place, FixedServer):
+            line = CommandLine(list(place.command))
+        else:
+            line = _line(spec, program, given, self._own(spec))
         keyed = bool(key_file or command.key_env)
         secret = self._token() if keyed else ""
         return LaunchPlan(
@@ -117,6 +120,10 @@ class Command(Engine):
             discreet=DISCREET,
             out_of_memory=OUT_OF_MEMORY,
         )
+
+    def _own(self, spec: ModelSpec) -> list[Flag]:
+        """Options that an engine built on this one adds to `argv`."""
+        return []
 
     def _endpoint(self, spec: ModelSpec, runtime: Path) -> Endpoint:
         """Where it shall listen. AccelError('model_failed'). Blocking."""
@@ -159,7 +166,7 @@ class Command(Engine):
 
     async def forecast(self, spec: ModelSpec, devices: Sequence[Device], *, ask: bool) -> Forecast:
         """What is declared; else the size of its file, until it was measured."""
-        size = await asyncio.to_thread(_size, spec.path) if spec.path else 0
+        size = await asyncio.to_thread(size_of, spec.path) if spec.path else 0
         declared = spec.memory is not None
         if spec.memory is not None:
             amount, source = spec.memory, f"declared: {spec.origin('memory')}"
@@ -203,12 +210,15 @@ def _setting(fields: tuple[str, ...]) -> Variant:
     return Variant("", set=tuple(((name,), json.dumps(value).encode()) for name, value in pairs))
 
 
-def _line(spec: ModelSpec, program: str, given: Mapping[str, str]) -> CommandLine:
+def _line(spec: ModelSpec, program: str, given: Mapping[str, str], own: list[Flag]) -> CommandLine:
     line, source = CommandLine([program]), str(spec.origin("command.argv"))
     for word in spec.command.argv[1:]:
         text = _filled(spec, word, given)
         line.argv.append(text)
         line.flags.append(Flag(text, source, "as written" if text == word else f"{word} in argv"))
+    for flag in own:
+        line.argv += flag.text.split()
+        line.flags.append(flag)
     for word in spec.extra_args:
         line.argv.append(word)
         line.flags.append(Flag(word, str(spec.origin("extra_args")), "as written in extra_args"))
@@ -236,11 +246,11 @@ def _served(spec: ModelSpec) -> str | None:
     return name and filled(name, {"name": spec.name, "model": spec.model or spec.path or ""})
 
 
-def _size(path: str) -> int:
-    """Bytes; 0 for what cannot be read. Of a folder the files in it. Blocking."""
+def size_of(path: str, endings: tuple[str, ...] = ("",)) -> int:
+    """Bytes; 0 for what cannot be read. Of a folder the files in it whose names end so. Blocking."""
     try:
         with os.scandir(path) as entries:
-            return sum(entry.stat().st_size for entry in entries if entry.is_file())
+            return sum(entry.stat().st_size for entry in entries if entry.name.endswith(endings) and entry.is_file())
     except NotADirectoryError:
         return os.path.getsize(path)
     except OSError:
