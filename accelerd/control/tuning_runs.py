@@ -158,7 +158,7 @@ class TuningRuns:
         return settled.build, settled.tuned.spec, await self._tuner.device(spec, settled.build)
 
     def _refuse_if_busy(self, name: str) -> None:
-        moving = (State.STARTING, State.DRAINING, State.STOPPING, State.KILLING)
+        moving = (State.STARTING, State.DRAINING, State.OFFLOADING, State.WAKING, State.STOPPING, State.KILLING)
         busy = [s for s in self._scheduler.snapshots() if s.leases or s.queue or s.state in moving]
         if busy:
             what = ", ".join(
