@@ -119,10 +119,10 @@ def test_every_key_that_needs_a_model_says_so(home: Home, key: str) -> None:
 @pytest.mark.parametrize(
     ("lines", "key", "engines"),
     [
-        ('[models.m]\npath = "/m"\n[models.m.command]\npreset = "vllm"\n', "command", '"command"'),
+        ('[models.m]\npath = "/m"\n[models.m.command]\npreset = "vllm"\n', "command", '"command" or "vllm"'),
         ('[models.m]\nremote = "mac"\n', "remote", '"remote"'),
         ('[models.m]\nengine = "flm"\nmodel = "a"\nremote = "mac"\n', "remote", '"remote"'),
-        ('[models.m]\nengine = "lemonade"\nmodel = "a"\ncommand = {argv = ["x"]}\n', "command", '"command"'),
+        ('[models.m]\nengine = "lemonade"\nmodel = "a"\ncommand = {argv = ["x"]}\n', "command", '"command" or "vllm"'),
     ],
 )
 def test_settings_of_another_engine_are_a_mistake_that_names_it(home: Home, lines: str, key: str, engines: str) -> None:
@@ -185,3 +185,27 @@ def test_what_only_a_shell_would_expand_is_a_warning(home: Home) -> None:
         "models.hear.command.argv[3]",
         "models.hear.command.environment[0]",
     ]
+
+
+VLLM = '[models.m]\nengine = "vllm"\nmodel = "org/model"\n'
+
+
+def test_vllm_is_the_command_of_its_preset_and_has_settings_of_its_own(home: Home) -> None:
+    text = VLLM + 'sleep_timeout = "1h"\n[models.m.vllm]\nsleep = true\n[models.m.command]\napi = ["embeddings"]\n'
+    spec = home.load(text).models["m"]
+    assert (spec.command.argv[:2], spec.command.api) == (("vllm", "serve"), ("embeddings",))
+    assert (spec.vllm.sleep, spec.sleep_timeout) == (True, 3600.0)
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (VLLM + '[models.m.command]\npreset = "sglang"\n', 'engine = "vllm" has a preset of its own'),
+        ('[models.m]\npath = "/m.gguf"\n[models.m.vllm]\nsleep = true\n', 'it is read with engine = "vllm"'),
+        (VLLM + "[models.m.vllm]\ngpu_memory_utilization = 1.5\n", "gpu_memory_utilization"),
+        ('[models.m]\nengine = "vllm"\n', "set path = "),
+    ],
+)
+def test_mistakes_of_vllm_are_named(home: Home, lines: str, words: str) -> None:
+    (error,) = home.errors(lines)
+    assert words in error
