@@ -21,7 +21,7 @@ KEY = "sk-remote-0123456789"
 HELLO = "".join(WORDS)
 MODES = (
     "big", "slow", "hangup", "redirect", "busy", "page", "broken", "unhappy", "head", "garbage", "gzip", "cut",
-    "cut-chunk", "odd",
+    "cut-chunk", "odd", "later", "unknown", "text", "short", "early",
 )  # fmt: skip
 
 
@@ -94,6 +94,7 @@ def daemon(factory: DaemonFactory, sites: Site, mac: FakeRemote) -> Iterator[Dae
             '[routes.either]\nmodels = ["hangup", "gone", "big"]\n',
             '[routes.home]\nmodels = ["broken", "here"]\n',
             '[routes.paged]\nmodels = ["page", "big"]\n',
+            '[routes.whole]\nmodels = ["short", "early", "unknown", "big"]\ncooldown = "1h"\n',
         ]
         credentials = folder / "credentials"
         credentials.mkdir()
@@ -217,6 +218,33 @@ def test_its_own_errors_are_passed_on_without_its_address_and_key(daemon: Daemon
     assert "temperature is too hot" in answer.json()["error"]["message"]
     answer = daemon.chat("busy")
     assert (answer.status, answer.headers["retry-after"]) == (429, "7")
+
+
+def test_when_it_may_be_asked_again_may_be_a_date(daemon: Daemon) -> None:
+    answer = daemon.chat("later")
+    assert (answer.status, 700 < int(answer.headers["retry-after"]) <= 1001) == (429, True)
+
+
+def test_its_text_is_an_error_of_the_api(daemon: Daemon) -> None:
+    answer = daemon.chat("text")
+    assert (answer.status, answer.headers["content-type"]) == (503, "application/json")
+    assert answer.json()["error"]["message"] == "the GPU is gone"
+
+
+def test_what_is_cut_or_not_there_is_answered_by_the_next(daemon: Daemon) -> None:
+    answer = daemon.chat("whole")
+    assert text_of(answer) == HELLO
+    assert [answer.headers[f"x-accelerd-{name}"] for name in ("model", "route", "attempts")] == ["big", "whole", "4"]
+    (shown,) = daemon.control("GET", "routes?route=whole").json()["routes"]
+    health = {one["model"]: one["health"] for one in shown["deployments"]}
+    assert (health["unknown"], health["big"]) == ("model not found there", "usable")
+    assert health["short"] != "usable"
+    alone = daemon.chat("early")
+    assert (alone.status, alone.headers["x-accelerd-model"], alone.headers["x-accelerd-attempts"]) == (
+        502,
+        "early",
+        "1",
+    )
 
 
 def test_a_refused_key_is_in_the_log_once_and_is_read_again(daemon: Daemon, mac: FakeRemote, sites: Site) -> None:

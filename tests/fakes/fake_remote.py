@@ -16,7 +16,9 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +151,21 @@ class Server:
                 return _send(connection, 307, {}, Location=f"{self.url}/other")
             case "busy":
                 return _send(connection, 429, {"error": {"message": "too many requests"}}, **{"Retry-After": "7"})
+            case "later":
+                moment = formatdate(time.time() + 1000, usegmt=True)
+                return _send(connection, 429, {"error": {"message": "too many requests"}}, **{"Retry-After": moment})
+            case "unknown":
+                return _send(connection, 404, {"error": {"message": f'model "{model}" not found', "code": None}})
+            case "text":
+                head = b"HTTP/1.1 503 X\r\nContent-Type: text/plain\r\nContent-Length: 24\r\n\r\n"
+                connection.sendall(head + b"the GPU\tis gone\nmore ...")
+                return True
+            case "short":
+                return _send(connection, 200, json.dumps(_completion(model)).encode()[:-2])
+            case "early":
+                head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n"
+                connection.sendall(head + json.dumps(_completion(model)).encode())
+                return False
             case "broken":
                 text = f"backend http://localhost:{self.port}/v1 of {self.key or 'nobody'} is broken"
                 return _send(connection, 500, {"error": {"message": text, "type": "server_error"}})
