@@ -359,7 +359,7 @@ def ollama(sites: Site) -> Iterator[FakeRemote]:
 
 
 @pytest.fixture(scope="module")
-def beside(factory: DaemonFactory, sites: Site, ollama: FakeRemote) -> Daemon:
+def beside(sites: Site, ollama: FakeRemote) -> Iterator[Daemon]:
     toml = [
         remote("box", ollama.url, api="ollama"),
         model("qwen", "box", "qwen3:8b"),
@@ -367,7 +367,10 @@ def beside(factory: DaemonFactory, sites: Site, ollama: FakeRemote) -> Daemon:
         remote("gone", f"http://localhost:{free_port()}/v1"),
         model("away", "gone", "big"),
     ]
-    return factory.start("".join(toml))
+    folder = sites.directory / "beside"  # with a configuration of its own, which `doctor` reads
+    folder.mkdir()
+    with DaemonFactory(folder) as made:
+        yield made.start("".join(toml))
 
 
 def test_remotes_are_listed(beside: Daemon, ollama: FakeRemote) -> None:
