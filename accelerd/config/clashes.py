@@ -132,6 +132,7 @@ READ_BY: dict[str, tuple[str, ...]] = {
     "capabilities": ("remote",),
 }
 SAY_THE_ENGINE = ("command", "vllm", "remote")  # whoever writes these has forgotten `engine`
+TOLD = (*SAY_THE_ENGINE, "path")  # these are mistakes, not warnings
 
 
 def of_another_engine(spec: ModelSpec) -> Iterator[Clash]:
@@ -145,6 +146,8 @@ def unread(spec: ModelSpec, field: str) -> str:
     readers = READ_BY.get(field, OWNED)
     if spec.engine in readers or (spec.elsewhere and field in OF_REMOTE_MODELS):
         return ""
+    if readers is OWNED:
+        return f'has no effect with engine = "remote" ({spec.origin("engine")}), whose models run elsewhere'
     words = [f'"{one}"' for one in readers]
     named = f"{', '.join(words[:-1])} or {words[-1]}" if words[1:] else words[0]
     return f'has no effect with engine = "{spec.engine}" ({spec.origin("engine")}); it is read with engine = {named}'
@@ -223,7 +226,7 @@ def _at_home(spec: ModelSpec, wrong: Collection[str | int]) -> Iterator[Clash]:
 def without_effect(spec: ModelSpec) -> Iterator[tuple[str, str]]:
     """Settings that require a systemd unit, and settings that the engine does not support."""
     for field in spec.origins:
-        usual = "." not in field and field not in SAY_THE_ENGINE
+        usual = "." not in field and field not in TOLD
         if usual and _written(spec, field) and (text := unread(spec, field)):
             yield field, text
     if spec.elsewhere:

@@ -27,6 +27,8 @@ _PEM: Final = re.compile(rb"-----BEGIN (?:TRUSTED |X509 )?CERTIFICATE-----\s+([A
 
 def files(spec: ModelSpec) -> Iterator[tuple[str, str]]:
     """Files and programs of a model that cannot be used: the field, and why."""
+    if spec.elsewhere:
+        return  # it reads none of them
     for field, path in named_files(spec):
         folder = field == "path" and spec.engine == "vllm"  # as Hugging Face has models
         if reason := file_reason(path, program=field == "binary", folder=folder):

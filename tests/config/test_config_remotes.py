@@ -260,3 +260,15 @@ def test_what_a_remote_only_offers_is_named_with_the_table_that_it_needs(home: H
     (problem,) = [one for one in home.check(MAC + BIG + text)[1] if one.severity == "error"]
     assert problem.key == key
     assert 'remote = "mac" and model = "qwen3:8b"' in problem.message
+
+
+def test_what_a_model_elsewhere_does_not_read_is_told_once(home: Home) -> None:
+    home.write(MAC + BIG + 'pin = true\npath = "/c"\nmmproj = "/p"\n')
+    found = {one.key: (one.severity, one.message) for one in home.check()[1]}
+    assert found["models.big.pin"] == (
+        "warning",
+        'has no effect with engine = "remote" (model (accelerd.toml:4)), whose models run elsewhere',
+    )
+    assert found["models.big.mmproj"][1].endswith('it is read with engine = "llama-server"')
+    assert found["models.big.path"][0] == "error"
+    assert len(home.check()[1]) == len(found) == 3

@@ -90,7 +90,8 @@ def commands(s: CheckContext) -> Iterator[Check]:
         found = [*on_disk.files(spec)]
         for field, reason in found:
             origin = spec.origin(field)
-            yield Check("command", "fail", printable(f"{spec.name}: {reason}"), f"correct {field} ({origin})")
+            fix = f"correct {field} in {origin.file}:{origin.line}"
+            yield Check("command", "fail", printable(f"{spec.name}: {reason}"), fix)
         if not found and (unfound := not_startable(s, spec)):
             yield Check("command", "fail", printable(f"{spec.name}: {unfound.message}"), unfound.hint)
         elif not found:

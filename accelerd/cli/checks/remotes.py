@@ -22,7 +22,8 @@ def remotes(s: CheckContext) -> Iterator[Check]:
     for path, reason in on_disk.remotes(s.config, None):
         origin = s.config.origins.get(".".join(path), BUILT_IN)
         level: Level = "fail" if unusable(s.config.remotes[path[1]], path[2]) else "warn"
-        yield Check("remotes", level, printable(f"{key_text(path)}: {reason}"), f"correct {path[-1]} ({origin})")
+        fix = f"correct {'.'.join(path[2:])} in {origin.file}:{origin.line}"
+        yield Check("remotes", level, printable(f"{key_text(path)}: {reason}"), fix)
     if not s.config.remotes or isinstance(s.status, Failure):
         return
     try:
