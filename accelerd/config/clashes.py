@@ -235,7 +235,7 @@ def without_effect(spec: ModelSpec) -> Iterator[tuple[str, str]]:
         for field, needed, what in WITHOUT_EFFECT_ALONE:
             if _written(spec, field) and not needed(spec):
                 yield field, f"has no effect without {what}"
-    if spec.engine == "command":
+    if spec.engine in ("command", "vllm"):
         yield from _not_filled(spec)
     if spec.home == "child":
         for field in UNIT_SETTINGS:

@@ -106,6 +106,16 @@ def test_programs_files_and_presets_of_commands(here: CheckContext, ctl: Ctl, tm
     assert "command.argv" in second.fix
 
 
+def test_a_vllm_that_is_not_there(here: CheckContext, ctl: Ctl, tmp_path: Path) -> None:
+    weights = '[models.big]\nengine = "vllm"\nmodel = "Qwen/Qwen3-8B"\nbinary = "%s"\n'
+    ctl.configure(weights % "/no/such/vllm")
+    check = only(engine.commands(here))
+    assert (check.level, check.detail) == ("fail", "big: no such file: /no/such/vllm")
+    ctl.configure(weights % "/bin/sh")
+    forget(here)
+    assert only(engine.commands(here)).detail.startswith("big runs /bin/sh, preset vllm (of ")
+
+
 def test_what_the_daemon_cannot_start_counts(here: CheckContext, ctl: Ctl, daemon: FakeDaemon, tmp_path: Path) -> None:
     weights = tmp_path / "ggml.bin"
     weights.write_bytes(b"lmgg")

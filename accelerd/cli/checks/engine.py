@@ -85,7 +85,7 @@ def programs(s: CheckContext) -> Iterator[Check]:
 def commands(s: CheckContext) -> Iterator[Check]:
     """The programs, presets and files of models of the engine `command` on this machine."""
     for spec in s.config.models.values():
-        if spec.engine != "command" or spec.home not in ON_THE_HOST:
+        if spec.engine not in ("command", "vllm") or spec.home not in ON_THE_HOST:
             continue
         found = [*on_disk.files(spec)]
         for field, reason in found:
