@@ -93,12 +93,12 @@ def _victims(
     limits: SharedLimits,
     now: float,
 ) -> list[ModelRecord] | None:
+    if why_not_resident(target, staying, limits, need) is not None:
+        return None
     forced = [c for c in candidates if rules_out(target, need, c)]
     free = [c for c in candidates if c not in forced]
     if why_not_resident(target, [*staying, *free], limits, need) is None:
         return forced
-    if why_not_resident(target, staying, limits, need) is not None:
-        return None
     # From here on only memory, contexts and the number of models decide.
     held = {id(record): record.held() for record in (*staying, *free)}
     ledger = limits.ledger([*staying, *free])
