@@ -1,5 +1,5 @@
 """The configuration as the rest of the program sees it, and the declaration of every key of accelerd.toml but those of
-config/machine_settings.py.
+config/server_settings.py and config/machine_settings.py.
 
 Each field that `key` declares is a key of the file; its type, range, description and default are written here and
 nowhere else. Times are in seconds, sizes in bytes. Pure data: `config.load` fills it; the other rooms read it.
@@ -22,6 +22,11 @@ from accelerd.config.machine_settings import DesktopSettings, MemorySettings, Pe
 from accelerd.config.problems import Source
 from accelerd.config.remotes import Remote, RemoteTask
 from accelerd.config.routes import Route as Route
+from accelerd.config.server_settings import FlmSettings as FlmSettings
+from accelerd.config.server_settings import LemonadeSettings as LemonadeSettings
+from accelerd.config.server_settings import LlamaServerSettings as LlamaServerSettings
+from accelerd.config.server_settings import SchedulerSettings as SchedulerSettings
+from accelerd.config.server_settings import ServerSettings as ServerSettings
 from accelerd.config.variants import VARIANTS, Variant
 from accelerd.config.vllm import VllmSettings
 
@@ -423,147 +428,17 @@ FINE_SETTINGS = (
 
 
 @dataclass(frozen=True)
-class ServerSettings:
-    """Who may connect, from where, and time limits of connections."""
-
-    listen: tuple[str, ...] = key(
-        each_once(toml.Address, severity="error"),
-        ("127.0.0.1:4000", "[::1]:4000"),
-        "Addresses to listen on. An address that other machines can reach requires key_file.",
-    )
-    default_model: str | None = key(
-        toml.Name, None, "The model or route for requests that name no model, if it can. Not needed with one model."
-    )
-    default_fallbacks: tuple[str, ...] = key(
-        each_once(toml.Name),
-        (),
-        "Models and routes that answer, one after the other, what no model of what was asked for can answer. A variant "
-        "of a model that was asked for is not asked again.",
-    )
-    allowed_hosts: tuple[str, ...] = key(
-        each_once(toml.Host),
-        (),
-        "Host names that clients may use for this server, in addition to localhost and the addresses in listen.",
-    )
-    allowed_origins: tuple[str, ...] = key(each_once(toml.WebOrigin), (), "Web origins whose pages may use the API.")
-    key_file: str | None = key(
-        toml.FilePath,
-        None,
-        "File with API keys, one per line, that only you can read (mode 0600). Without it, clients need no key.",
-    )
-    max_body: int = key(toml.BodySize, 64 << 20, "Maximum size of a request body.")
-    max_bodies: int = key(
-        toml.BodySize, 512 << 20, "Maximum size of the bodies of all requests together, until they are answered."
-    )
-    max_connections: int = key(int, 1024, "Maximum number of open connections.", ge=1, le=1_000_000)
-    header_timeout: float = key(toml.Duration, 10.0, "Time limit for receiving the request headers.")
-    body_timeout: float = key(toml.Duration, 30.0, "Time limit for each pause while a request body is received.")
-    write_timeout: float = key(toml.Duration, 60.0, "Close the connection if the client reads nothing for this time.")
-    stall_timeout: float = key(
-        toml.Duration, 300.0, "End an answer with an error if the engine sends nothing for this time."
-    )
-    keepalive_after: float = key(
-        toml.Duration, 2.0, "While a model loads, streaming clients get the first keep-alive comment after this time."
-    )
-    drain_timeout: float = key(toml.DurationOrZero, 25.0, "Time for running requests to finish when the daemon stops.")
-
-
-@dataclass(frozen=True)
-class SchedulerSettings:
-    """Which models can be loaded together and how long requests wait."""
-
-    memory: int | None = key(
-        toml.MemoryOrAuto, None, 'Memory limit for all models together; "auto": no limit of its own.'
-    )
-    max_loaded: int | None = key(
-        int,
-        None,
-        "Maximum number of loaded models; NPU models are counted separately. Default: limited only by memory.",
-        ge=1,
-        le=10_000,
-    )
-    max_queue: int = key(int, 256, "Maximum number of waiting requests; more are refused.", ge=1, le=1_000_000)
-    queue_timeout: float = key(toml.Duration, 600.0, "Maximum time that a request waits for its model.")
-    linger: float = key(
-        toml.DurationOrZero,
-        0.5,
-        "Keep a model this long after its last request even if another model needs its memory.",
-    )
-    min_resident: float | None = key(
-        toml.DurationOrAuto, None, 'Keep a model at least this long after its load; "auto": as long as the load took.'
-    )
-    memory_wait: float = key(
-        toml.Duration, 30.0, "Maximum time that a request waits for memory that other programs use."
-    )
-    cool_down: float = key(
-        toml.DurationOrZero,
-        30.0,
-        "Time without memory pressure after which a pinned or preloaded model that was unloaded is loaded again.",
-    )
-    max_overtake: float = key(toml.DurationOrZero, 20.0, "Maximum time that later requests can go first.")
-    max_failures: int = key(
-        int,
-        5,
-        "Number of failures within failure_window after which a model stays failed until it is reset.",
-        ge=1,
-        le=1000,
-    )
-    failure_window: float = key(toml.Duration, 600.0, "Period over which failures are counted.")
-    backoff_initial: float = key(toml.Duration, 1.0, "Delay after the first failure; it doubles with each further one.")
-    backoff_max: float = key(toml.Duration, 60.0, "Maximum delay between two attempts.")
-
-
-@dataclass(frozen=True)
-class LlamaServerSettings:
-    """llama.cpp's llama-server."""
-
-    binary: str = key(toml.Program, "llama-server", "The program: a name in PATH, or a path.")
-    transport: Literal["auto", "unix", "tcp"] = key(
-        Literal["auto", "unix", "tcp"], "auto", "How accelerd connects to llama-server."
-    )
-
-
-@dataclass(frozen=True)
-class FlmSettings:
-    """FastFlowLM, for models on an AMD NPU."""
-
-    binary: str = key(toml.Program, "flm", "The program: a name in PATH, or a path.")
-
-
-@dataclass(frozen=True)
-class LemonadeSettings:
-    """Lemonade Server: one that accelerd runs, or one that is already running."""
-
-    binary: str | None = key(
-        toml.Program,
-        None,
-        "The program: a name in PATH, or a path. Default: lemond, or lemonade-server if there is no lemond.",
-    )
-    download_backends: bool = key(
-        bool, False, "Let the server that accelerd runs download programs that it lacks, such as whisper.cpp."
-    )
-    url: str | None = key(
-        toml.ServerUrl,
-        None,
-        "A Lemonade Server that is already running on this machine. accelerd never starts or stops it.",
-    )
-    key_file: str | None = key(
-        toml.FilePath, None, "File with that server's API key in its first line; only you can read it (mode 0600)."
-    )
-
-
-@dataclass(frozen=True)
 class Config:
     """A whole valid configuration. Models are in the order of the files, which is also the order of preloading."""
 
-    server: ServerSettings = ServerSettings()
-    scheduler: SchedulerSettings = SchedulerSettings()
+    server: ServerSettings = ServerSettings()  # noqa: RUF009  (frozen)
+    scheduler: SchedulerSettings = SchedulerSettings()  # noqa: RUF009  (frozen)
     memory: MemorySettings = MemorySettings()  # noqa: RUF009  (frozen)
     performance: PerformanceSettings = PerformanceSettings()  # noqa: RUF009  (frozen)
     desktop: DesktopSettings = DesktopSettings()  # noqa: RUF009  (frozen)
-    llama_server: LlamaServerSettings = LlamaServerSettings()
-    flm: FlmSettings = FlmSettings()
-    lemonade: LemonadeSettings = LemonadeSettings()
+    llama_server: LlamaServerSettings = LlamaServerSettings()  # noqa: RUF009  (frozen)
+    flm: FlmSettings = FlmSettings()  # noqa: RUF009  (frozen)
+    lemonade: LemonadeSettings = LemonadeSettings()  # noqa: RUF009  (frozen)
     models: dict[str, ModelSpec] = field(default_factory=dict)
     routes: dict[str, Route] = field(default_factory=dict)
     remotes: dict[str, Remote] = field(default_factory=dict)
