@@ -27,7 +27,7 @@ RATE: Final = 16_000  # samples a second
 
 CHAT: Final = "ask /v1/chat/completions"
 NEVER: Final[dict[str, str]] = {
-    "messages": "FastFlowLM has no path for that; `usage` in an answer has them",
+    "messages": "FastFlowLM has no path for that; /v1/messages itself is translated",
     "responses": f"FastFlowLM does not support /v1/responses; {CHAT}",
     "rerank": "FastFlowLM does not support reranking; use a llama-server model with rerank = true",
 }
