@@ -30,7 +30,7 @@ from accelerd.devices.observer import DeviceObserver
 from accelerd.devices.setters import DirectSetter, HelperSetter, LevelSetters, OtherTools
 from accelerd.devices.udev import UdevSource
 from accelerd.devices.udev_events import PyudevMonitor
-from accelerd.engines.base import Endpoint, Engine
+from accelerd.engines.base import Endpoint, Engine, LaunchPlan
 from accelerd.engines.command import Command
 from accelerd.engines.flm.engine import Flm
 from accelerd.engines.lemonade import Lemonade
@@ -51,6 +51,7 @@ from accelerd.policy.battery import PowerSaving
 from accelerd.policy.clock_boost import ClockBoost
 from accelerd.policy.device_loss import DeviceLoss
 from accelerd.policy.downloads import ModelDownloads
+from accelerd.policy.engine_queues import EngineQueues
 from accelerd.policy.event_log import EventLog, StatusLine
 from accelerd.policy.hung_disks import HungDisks
 from accelerd.policy.memory_pressure import MemoryPressureRelief
@@ -205,6 +206,7 @@ class Parts(ControlParts):
         self.tuning_runs = TuningRuns(scheduler, self.models.try_out, engines, tuner)
         self.upkeep = toolbox_upkeep(roots, homes, clock, state, ToolboxModels(scheduler, supervisor))
         self.gateway = Gateway(clock, scheduler, engines, events, remotes)
+        self.gateway.router.waiting_inside = EngineQueues(self._plan_of, events).waiting
         self.router = self.gateway.router
         self.offered = OfferedModels(remotes, self.router, self.models, events)
         self.router.integrated = lambda id: any(device.apu is True for device in devices.current() if device.id == id)
@@ -218,6 +220,11 @@ class Parts(ControlParts):
         )
         exporter = session_exporter(buses.session, events)
         self.bus_service = BusService(exporter, str(roots.runtime))
+
+    def _plan_of(self, model: str) -> LaunchPlan | None:
+        instance = self.scheduler.snapshot(model).instance
+        facts = self.supervisor.facts(instance) if instance is not None else None
+        return facts.plan if facts is not None else None
 
     def degraded(self) -> tuple[str | None, ...]:
         """What parts of it cannot do on this machine."""

@@ -113,6 +113,7 @@ class LaunchPlan:
     ] = ()  # regexes of output lines that report a failed allocation; groups `bytes`, `mib`: its size
     too_large: tuple[str, ...] = ()  # regexes: … because of a limit of the driver, where free memory does not help
     sleep: SleepPaths | None = None  # None: it cannot sleep
+    queue_metric: tuple[str, str] | None = None  # path of its metrics, and the gauge of the requests that wait in it
     tenancy: Tenancy | None = None  # it is loaded in a server; its address is known after that
 
 

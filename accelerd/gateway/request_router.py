@@ -75,6 +75,7 @@ class RequestRouter:
         self.health = Health(now)
         self.sessions = SessionMemory[str]()  # by route and conversation the model that has answered last
         self.answered: dict[tuple[str, str], int] = {}  # by route and model
+        self.waiting_inside: Callable[[str], int] = lambda model: 0  # how many requests wait in its engine
         self.integrated: Callable[[str], bool] = lambda device: False  # is it a GPU in the processor?
 
     def configure(
@@ -183,7 +184,7 @@ class RequestRouter:
     def _free(self, name: str, facts: RequestFacts) -> Traits | None:
         """What the model can do, if the request could begin at once there, whatever the others do."""
         spec = self.directory.models[name]
-        if spec.elsewhere or not self._scheduler.alone(name) or self.health.why_not(name):
+        if spec.elsewhere or not self._scheduler.alone(name) or self.waiting_inside(name) or self.health.why_not(name):
             return None
         traits = self.traits(spec)
         context = _context(spec, traits)
@@ -365,6 +366,7 @@ class RequestRouter:
             lambda route: self.verdict(route, facts),
             self._balance,
             lambda name: bool(self._scheduler.displaced_by(name)),
+            self.waiting_inside,
         )
         return decide(plan, now, long=facts.too_long)
 
@@ -373,12 +375,10 @@ class RequestRouter:
         if snapshot.spec.elsewhere:
             return ELSEWHERE
         kind = self.kind(snapshot.spec) or (CPU if snapshot.device == CPU else "gpu")
-        devices = placed(snapshot)
-        return INTEGRATED if kind == "gpu" and all(map(self.integrated, devices)) else RANKS[kind]
+        return INTEGRATED if kind == "gpu" and all(map(self.integrated, placed(snapshot))) else RANKS[kind]
 
     def _elsewhere(self, snapshot: Snapshot) -> Elsewhere | None:
-        spec = snapshot.spec
-        if not spec.elsewhere:
+        if not (spec := snapshot.spec).elsewhere:
             return None
         known = self._remotes.known(spec.remote or "", spec.model or "")
         return Elsewhere() if known is None else Elsewhere(known.loaded, known.queue or 0)

@@ -104,6 +104,7 @@ class Now(Struct):
     judge: Callable[[Route], Verdict] = lambda route: NO_TEXT  # which tier the request has
     balance: Balance = field(default_factory=Balance)
     displaces: Callable[[str], bool] = lambda name: False  # would another model have to leave for it?
+    inside: Callable[[str], int] = lambda model: 0  # how many requests wait in its engine
     long: bool = False  # the request is too long for a model that it would go to
     working: list[Snapshot] = field(default_factory=list)  # those that have requests
     looks: dict[str, RouteCandidate] = field(default_factory=dict)  # those that were made
@@ -276,7 +277,8 @@ def _look(name: str, now: Now) -> RouteCandidate:
         return RouteCandidate(name, "is not there any more", None)
     if trouble := _trouble(snapshot, now.placement):
         return RouteCandidate(name, trouble, None)
-    behind = max(0, snapshot.leases + snapshot.queue + 1 - snapshot.spec.slots)
+    inside = now.inside(name)
+    behind = max(0, snapshot.leases + snapshot.queue + 1 - snapshot.spec.slots, inside and inside + snapshot.queue)
     starting, far = snapshot.state in (State.STARTING, State.WAKING), now.elsewhere(snapshot)
     loaded, others = starting or snapshot.state is State.READY, _others(snapshot, now)
 
@@ -293,6 +295,8 @@ def _look(name: str, now: Now) -> RouteCandidate:
     ahead = behind + sum(number for _, number in others)
     if others:
         return candidate(f"shares its device with requests of {', '.join(other for other, _ in others)}", ahead)
+    if inside:
+        return candidate(f"has {inside} requests that wait in its engine", ahead)
     if behind:
         return candidate(f"has no free slot ({snapshot.leases} requests run, {snapshot.queue} wait)", ahead)
     if snapshot.state in LEAVING:

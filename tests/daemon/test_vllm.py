@@ -202,3 +202,17 @@ def test_a_sleeping_model_survives_a_restart_of_the_daemon_asleep(service: Servi
         service.stop_all()
     finally:
         card.close()
+
+
+def test_a_route_counts_the_requests_that_wait_inside_vllm(daemons: DaemonFactory, stage: Stage) -> None:
+    toml = stage.model("a", sleep=False, concurrency=8, extra_args=["--max-num-seqs", "1"])
+    daemon = start(daemons, stage, toml + '[routes.r]\nmodels = ["a"]\n')
+    hold = stage.directory / "hold"
+    hold.touch()
+    with side_by_side() as do:
+        answers = [do(daemon.chat, "a") for _ in range(4)]
+        text = b"a has 3 requests that wait in its engine"
+        eventually(lambda: text in daemon.control("GET", "explain?model=r").body, "it is seen")
+        hold.unlink()
+        assert {answer.result(60).status for answer in answers} == {200}
+    eventually(lambda: text not in daemon.control("GET", "explain?model=r").body, "it is forgotten")

@@ -131,10 +131,12 @@ class Answers(BaseHTTPRequestHandler):
             return
         if ENGINE.asleep:
             os._exit(3)  # nobody may ask what sleeps
-        ENGINE.running += 1
+        with ENGINE.lock:
+            ENGINE.running += 1
         while HOLD.exists():
             time.sleep(0.01)
-        ENGINE.running -= 1
+        with ENGINE.lock:
+            ENGINE.running -= 1
         message = {"role": "assistant", "content": "hello"}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         self.say(200, {"id": "1", "object": "chat.completion", "created": 1, "model": name, "choices": [choice]})

@@ -156,3 +156,12 @@ def test_nobody_waits_while_a_model_of_the_route_could_begin(states: list[dict[s
     else:
         assert best.ahead == min(look.ahead for look in decision.looks if look.ahead is not None)
     assert decision.reason
+
+
+def test_requests_that_wait_inside_an_engine_are_before_a_new_one() -> None:
+    """An engine that batches takes what it is sent, and may have no room for it."""
+    models = [seen("big", slots=8, leases=4), seen("small", NPU)]
+    decision = decide(ROUTE, models, fits, inside=lambda name: 3 if name == "big" else 0)
+    assert decision.model == "small"
+    assert "big has 3 requests that wait in its engine" in decision.reason
+    assert decide(ROUTE, models, fits, inside=lambda name: 0).model == "big"

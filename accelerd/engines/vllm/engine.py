@@ -23,6 +23,7 @@ from accelerd.memory.model import RAM, Forecast, MemoryRequirement
 UTILIZATION: Final = 0.92  # the part of a GPU's memory that it takes by default; older versions 0.9
 DEV_MODE: Final = "VLLM_SERVER_DEV_MODE"
 SLEEP: Final = SleepPaths("/sleep?level=1", "/wake_up", "/is_sleeping", "is_sleeping")
+QUEUE: Final = ("/metrics", "vllm:num_requests_waiting")
 OPEN_PATHS: Final = (
     "older versions of vLLM do not ask for the key at the paths of its development mode, which sleep needs: while this "
     "model is loaded, every user of this machine can use them"
@@ -36,7 +37,7 @@ class Vllm(Command):
     async def plan(self, spec: ModelSpec, runtime: Path, placed: MemoryRequirement | None = None) -> LaunchPlan:
         plan = await super().plan(spec, runtime, placed)
         # Its list of models asks for the key, /health does not.
-        plan = replace(plan, warm_path="/v1/models")
+        plan = replace(plan, warm_path="/v1/models", queue_metric=QUEUE)
         if not spec.vllm.sleep:
             return plan
         warnings = plan.warnings if plan.endpoint.unix else (*plan.warnings, OPEN_PATHS)
