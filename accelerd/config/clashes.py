@@ -229,6 +229,12 @@ def without_effect(spec: ModelSpec) -> Iterator[tuple[str, str]]:
         usual = "." not in field and field not in TOLD
         if usual and _written(spec, field) and (text := unread(spec, field)):
             yield field, text
+    for variant in spec.variants:
+        if variant.system is not None and not _talks(spec):
+            text = (
+                "has no effect: a system prompt is for chats, messages and responses, and the model does none of these"
+            )
+            yield f"variants.{variant.name}.system", text
     if spec.elsewhere:
         return
     if spec.engine == "llama-server":
@@ -243,6 +249,14 @@ def without_effect(spec: ModelSpec) -> Iterator[tuple[str, str]]:
                 yield field, f'has no effect with home = "child" ({spec.origin("home")})'
         if spec.survive and _written(spec, "survive"):
             yield "survive", f'a model with home = "child" ({spec.origin("home")}) always stops with accelerd'
+
+
+def _talks(spec: ModelSpec) -> bool:
+    """Could it answer requests that may have a system prompt? Only what is declared counts."""
+    declared = spec.capabilities if spec.elsewhere else spec.command.api
+    if declared:
+        return not {"chat", "messages", "responses", "ollama"}.isdisjoint(declared)
+    return not (spec.embeddings or spec.rerank or spec.transcription)
 
 
 def _not_filled(spec: ModelSpec) -> Iterator[tuple[str, str]]:

@@ -141,7 +141,11 @@ def _of_models(
 def _written_as(field: str) -> KeyPath:
     """A field of ModelSpec as it is written in a table."""
     key = next((key for key, start in CACHE_TYPES.items() if field in (f"{start}_k", f"{start}_v")), None)
-    return (key, field[-1]) if key else tuple(field.split("."))
+    if key:
+        return (key, field[-1])
+    table, _, rest = field.partition(".")
+    name, _, last = rest.rpartition(".")  # of a variant; it may have dots itself
+    return tuple(filter(None, (table, name, last)))
 
 
 def _arguments(entries: ConfigEntries) -> Iterator[tuple[KeyPath, str, int | None, str]]:

@@ -101,3 +101,23 @@ def test_a_changed_variant_is_no_reason_for_a_new_process(home: Home) -> None:
     before = home.load(MODEL + "[models.m.variants.v]\nset = {top_k = 1}\n")
     after = home.load(MODEL + "[models.m.variants.v]\nset = {top_k = 2}\n")
     assert diff(before, after).updated == ("m",)
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ('path = "/m"\n', False),
+        ('path = "/m"\nembeddings = true\n', True),
+        ('engine = "command"\npath = "/m"\ncommand = {preset = "whisper.cpp"}\n', True),
+        ('engine = "command"\npath = "/m"\ncommand = {preset = "koboldcpp"}\n', False),
+        ('engine = "remote"\nremote = "r"\nmodel = "m"\ncapabilities = ["speech"]\n', True),
+        ('engine = "remote"\nremote = "r"\nmodel = "m"\ncapabilities = ["messages"]\n', False),
+        ('engine = "remote"\nremote = "r"\nmodel = "m"\n', False),
+    ],
+)
+def test_a_system_prompt_for_a_model_that_does_not_chat_is_a_warning(home: Home, model: str, told: bool) -> None:
+    remote = '[remotes.r]\nurl = "https://box"\n'
+    _, problems = home.check(f'{remote}[models.m]\n{model}[models.m.variants."a.b"]\nsystem = "Be brief."\n')
+    found = [one.key for one in problems if "a system prompt is for chats" in one.message]
+    assert found == (['models.m.variants."a.b".system'] if told else [])
+    assert not [one for one in problems if one.severity == "error"]
