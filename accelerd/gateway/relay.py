@@ -259,7 +259,9 @@ class Relay:
         """Send a whole response in the name of the leased model, corrected. AccelError if it cannot be translated."""
         assert self.lease is not None
         if status >= 400:
-            (status, body), content_type = self._corrected(status, body), JSON_TYPE.encode()
+            status, body = self._corrected(status, body)
+            if self.translated is not None or not content_type.startswith(b"application/json"):
+                content_type = JSON_TYPE.encode()
         elif self.translated is not None:
             body, content_type = self.translated.answer(body), JSON_TYPE.encode()
         else:

@@ -119,6 +119,22 @@ def test_whatever_an_engine_says_is_an_error_of_the_api(body: bytes, message: st
     assert json.loads(corrected_error(400, body, "/api/chat", "m")[1]) == {"error": message}
 
 
+@pytest.mark.parametrize(
+    ("kind", "sent"),
+    [
+        ("application/json; charset=utf-8", "application/json; charset=utf-8"),
+        ("text/plain", "application/json"), ("text/html; charset=utf-8", "application/json"),
+    ],
+)  # fmt: skip
+@on_both_loops
+async def test_an_error_is_json_and_says_so(tmp_path: Path, kind: str, sent: str) -> None:
+    async with bench(tmp_path) as b, await b.client() as client:
+        b.engine.says(plain(b'{"error":{"message":"no"}}', 500, kind))
+        response = await client.ask(body={"model": "m", **USER})
+        assert (response.status, response.headers["content-type"]) == (500, sent)
+        assert response.json()["error"]["message"] == "no"
+
+
 def test_a_refusal_for_length_has_openais_code_and_names_the_key() -> None:
     too_long = said("request (9 tokens) exceeds 8", "exceed_context_size_error", 400, n_prompt_tokens=9, n_ctx=8)
     for path in (CHAT, RESPONSES):
