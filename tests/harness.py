@@ -41,6 +41,14 @@ def eventually(condition: Callable[[], Any], what: str, within: float = PATIENCE
     return value
 
 
+def command_line(process: psutil.Process) -> list[str]:
+    """Its words; none if it has ended meanwhile, be its parent told or not."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         return int(sock.getsockname()[1])

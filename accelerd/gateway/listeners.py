@@ -8,6 +8,7 @@ is served that the configuration has not demanded a key for.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import sys
@@ -226,12 +227,11 @@ class Listeners:
         released = {name: await self._release(name) for name in held}
         for address, sockets in closed.items():
             for one in sockets:
-                with one.sock.dup() as copy:
-                    if one.sock in self._servers:
-                        self._servers.pop(one.sock).close()
-                    one.sock.close()
-                    if one.held is not None and not released[one.held]:
-                        copy.shutdown(socket.SHUT_RDWR)  # then nobody can connect, although systemd still has it
+                with contextlib.suppress(OSError):  # it did not listen yet
+                    one.sock.shutdown(socket.SHUT_RDWR)  # nobody can connect from now on, although systemd still has it
+                if one.sock in self._servers:
+                    self._servers.pop(one.sock).close()
+                one.sock.close()
             where, by = show_address(*address), sockets[0].held
             if address in self._configured or by is None:
                 log.info("no longer listening on %s", where)

@@ -12,7 +12,7 @@ import pytest
 
 from accelerd import __version__
 from tests.daemon.kit import QUICK, Site, side_by_side
-from tests.harness import ROOT, Daemon, DaemonFactory, UnixConnection, eventually
+from tests.harness import ROOT, Daemon, DaemonFactory, UnixConnection, command_line, eventually
 
 DOC = (ROOT / "docs" / "control.md").read_text()
 TOKEN = "hf-token-that-nobody-may-see"
@@ -300,7 +300,7 @@ def test_no_secret_is_shown_anywhere(daemon: Daemon, sites: Site) -> None:
         ]
         + [daemon.send("GET", path).body.decode() for path in ("/v1/models", "/v1/models/m", "/health")]
         + [daemon.output(), daemon.chat("m").body.decode(), json.dumps(sites.events("spawn"))]
-        + [" ".join(child.cmdline()) for child in daemon.children()]
+        + [" ".join(command_line(child)) for child in daemon.children()]
     )
     assert "HF_TOKEN" in everything  # that it is set may be known
     assert secret not in everything

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.downloads.hub_server import Hub, Repository, serving
-from tests.harness import Daemon, DaemonFactory, UnixConnection, eventually
+from tests.harness import Daemon, DaemonFactory, UnixConnection, command_line, eventually
 from tests.models import make_model
 
 REPO = "tiny/hello-GGUF"
@@ -51,7 +51,7 @@ def download(daemon: Daemon, source: str = REPO) -> tuple[UnixConnection, Iterat
 
 
 def processes(daemon: Daemon) -> list[psutil.Process]:
-    return [one for one in psutil.Process(daemon.process.pid).children() if "accelerd.downloads" in one.cmdline()]
+    return [one for one in psutil.Process(daemon.process.pid).children() if "accelerd.downloads" in command_line(one)]
 
 
 def results(daemon: Daemon) -> list[str]:

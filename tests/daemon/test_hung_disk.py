@@ -17,7 +17,7 @@ import pytest
 
 from tests.daemon.hung_disk import HungDisk
 from tests.daemon.kit import QUICK, Site
-from tests.harness import PATIENCE, Daemon, DaemonFactory, eventually, fake_model
+from tests.harness import PATIENCE, Daemon, DaemonFactory, command_line, eventually, fake_model
 
 SOON = 'start_timeout = "1s"\n'
 KINDS = ["stand-in"]
@@ -65,7 +65,7 @@ def machine(request: pytest.FixtureRequest, tmp_path: Path, site: Site) -> Itera
 
 def looking(daemon: Daemon) -> int:
     """Processes that look at the disk for the daemon."""
-    return sum("-I" in child.cmdline() for child in daemon.children())
+    return sum("-I" in command_line(child) for child in daemon.children())
 
 
 def test_only_the_models_on_it_fail_and_name_it(machine: Machine) -> None:

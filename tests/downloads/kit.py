@@ -13,6 +13,7 @@ import pytest
 from accelerd.base.errors import AccelError
 from accelerd.base.model_source import Source
 from accelerd.downloads.download import Download, DownloadDone, DownloadProgress, DownloadRequest
+from tests.harness import command_line
 from tests.memory.gguf_maker import Listed, flag, string
 
 REPO = "tiny/hello-GGUF"
@@ -50,7 +51,7 @@ async def begun(
 
 
 def children() -> list[psutil.Process]:
-    return [one for one in psutil.Process().children() if "accelerd.downloads" in one.cmdline()]
+    return [one for one in psutil.Process().children() if "accelerd.downloads" in command_line(one)]
 
 
 async def refusal(env: dict[str, str], text: str = f"hf:{REPO}", **more: object) -> AccelError:

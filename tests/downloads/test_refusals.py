@@ -17,6 +17,7 @@ from accelerd.downloads.download import COMMAND, Download, DownloadProgress
 from accelerd.downloads.fetch import require_space
 from tests.downloads.hub_server import Hub, Repository
 from tests.downloads.kit import REPO, begun, children, digest, refusal, request, run
+from tests.harness import command_line
 from tests.memory.gguf_maker import string, u32, write
 
 
@@ -47,7 +48,7 @@ async def test_the_token_is_on_no_command_line(hub: Hub, repository: Repository,
     login.parent.mkdir(parents=True)
     login.write_text(hub.token)
     _, task = await begun(env)
-    lines = [" ".join(one.cmdline()) for one in psutil.Process().children(recursive=True)]
+    lines = [" ".join(command_line(one)) for one in psutil.Process().children(recursive=True)]
     assert any("accelerd.downloads" in line for line in lines)
     assert not any(hub.token in line for line in lines)
     task.cancel()

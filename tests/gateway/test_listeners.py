@@ -20,17 +20,17 @@ UNIT = "accelerd-http.socket"
 
 
 class Systemd:
-    """Holds copies of the sockets that it passes, and lets go of them if it is willing."""
+    """Holds copies of the sockets that it passes, and lets go of them if it is willing: at once or, if busy, later."""
 
-    def __init__(self, *addresses: tuple[str, int], willing: bool = True) -> None:
+    def __init__(self, *addresses: tuple[str, int], willing: bool = True, busy: bool = False) -> None:
         self.own = [socket.create_server(address) for address in addresses]
         self.passed = Passed([(UNIT, sock.dup()) for sock in self.own], [])
-        self.willing = willing
+        self.willing, self.busy = willing, busy
         self.asked: list[str] = []
 
     async def release(self, unit: str) -> bool:
         self.asked.append(unit)
-        if self.willing:
+        if self.willing and not self.busy:
             self.close()
         return self.willing
 
@@ -87,12 +87,13 @@ async def test_all_addresses_make_room_for_one_of_them(tmp_path: Path, held: Exi
     assert (connects(port), connects(port, "127.0.0.2")) == (True, False)
 
 
+@pytest.mark.parametrize("willing", [True, False])
 @pytest.mark.parametrize("own", ["127.0.0.1", "0.0.0.0"])
-async def test_a_socket_that_systemd_keeps_cannot_be_reached_all_the_same(
-    tmp_path: Path, held: ExitStack, own: str
+async def test_a_socket_that_systemd_keeps_or_closes_later_cannot_be_reached_all_the_same(
+    tmp_path: Path, held: ExitStack, own: str, willing: bool
 ) -> None:
     port, other = free_port(), free_port()
-    systemd = Systemd((own, port), willing=False)
+    systemd = Systemd((own, port), willing=willing, busy=True)
     found = listeners(systemd, tmp_path, held)
     await found.listen([f"127.0.0.1:{other}"])
     assert (connects(port), connects(other)) == (False, True)

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.harness import Daemon, DaemonFactory, eventually, streaming
+from tests.harness import Daemon, DaemonFactory, command_line, eventually, streaming
 from tests.npu.lemonade_kit import EMBED, GEMMA, QWEN, STANDINS, Foreign, Standin, foreign
 
 Start = Callable[..., Daemon]
@@ -49,7 +49,7 @@ def server_of(daemon: Daemon) -> psutil.Process:
     """The Lemonade Server that the daemon runs."""
 
     def find() -> psutil.Process | None:
-        return next((one for one in daemon.children() if any("bin/lemond" in word for word in one.cmdline())), None)
+        return next((one for one in daemon.children() if any("bin/lemond" in word for word in command_line(one))), None)
 
     found = eventually(find, "a Lemonade Server")
     assert isinstance(found, psutil.Process)
