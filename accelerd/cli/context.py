@@ -20,6 +20,7 @@ from accelerd.cli.output import CliOutput
 
 if TYPE_CHECKING:
     from accelerd.config import Config, Problem
+    from accelerd.config.model import ModelSpec, Route
 
 
 HUB_ERRORS = ("model_gated", "hub_not_found", "hub_offline", "download_failed")
@@ -119,13 +120,18 @@ def unknown_name(context: Context, name: str) -> Failure:
     return no_model(name, known, f"known models: {some}" if some else "add one: accelctl add")
 
 
-def names_in(status: dict[str, Any]) -> list[str]:
-    """Every name that a request may use: models, routes, aliases, then those with a generated prefix. Each once."""
+def names_in(status: dict[str, Any], *, shown: bool = True) -> list[str]:
+    """Names that a request may use: models, routes, variants, aliases, then those with a generated prefix. Each once.
+
+    `shown`: without the hidden aliases, and without patterns.
+    """
     models, routes = status.get("models") or [], status.get("routes") or []
+    variants = [one for owner in (*models, *routes) for one in owner.get("variants") or ()]
+    named = (*models, *routes, *variants)
     names = [
-        *(m["name"] for m in models),
-        *(route["name"] for route in routes),
-        *(alias for m in (*models, *routes) for alias in m.get("aliases") or () if ANY not in alias),
+        *(one["name"] for one in named),
+        *(alias for one in named for alias in one.get("aliases") or () if not (shown and ANY in alias)),
+        *(alias for one in named for alias in one.get("hidden_aliases") or () if not shown),
         *(m["prefixed"] for m in models if m.get("prefixed")),
     ]
     return list(dict.fromkeys(names))
@@ -141,9 +147,10 @@ def model_names(context: Context) -> Iterator[str]:
             return
     config, _ = configuration(context)
     if config is not None:
-        yield from (*config.models, *config.routes)
-        aliases = (one.aliases for group in (config.models, config.routes) for one in group.values())
-        yield from (alias for some in aliases for alias in some if ANY not in alias)
+        owners: tuple[ModelSpec | Route, ...] = (*config.models.values(), *config.routes.values())
+        named = (*owners, *(one for owner in owners for one in owner.variants))
+        yield from (one.name for one in named)
+        yield from (alias for one in named for alias in one.aliases if ANY not in alias)
 
 
 def route_names(context: Context) -> Iterator[str]:

@@ -87,6 +87,9 @@ def test_names_without_a_daemon_are_those_configured(ctl: Ctl) -> None:
     ctl.configure('[models.qwen]\npath = "/m.gguf"\naliases = ["gpt-4o"]\n')
     result = ctl("models", "--names")
     assert (result.status, result.out, result.err) == (0, "qwen\ngpt-4o\n", "")
+    variants = '[models.qwen.variants.warm]\naliases = ["warmer", "w-*"]\n[routes.r]\nmodels = ["qwen"]\n'
+    ctl.configure('[models.qwen]\npath = "/m.gguf"\n' + variants + "[routes.r.variants.cold]\nhidden = true\n")
+    assert ctl("models", "--names").out == "qwen\nr\nwarm\ncold\nwarmer\n"
     ctl.configure("broken = [")
     result = ctl("models", "--names")
     assert (result.status, result.out, result.err) == (0, "", "")

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -136,6 +137,19 @@ def test_habits_of_other_programs_end_the_conversation_too(ctl: Ctl, daemon: Fak
     with terminal(ctl, "chat", "claude-x") as tty:  # a name that only a pattern matches
         tty.expect("> ")
         tty.type(f"{word}\n")
+    assert tty.process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "names",
+    [{"hidden_aliases": ["x"]}, {"hidden_aliases": ["x*"]}, {"variants": [{"name": "x"}]},
+     {"variants": [{"name": "y", "aliases": ["x"]}]}],
+)  # fmt: skip
+def test_a_conversation_by_a_name_that_is_not_listed(ctl: Ctl, daemon: FakeDaemon, names: dict[str, Any]) -> None:
+    daemon.answers["GET status"] = Reply(status({**FLEET[2], **names}))
+    with terminal(ctl, "chat", "x") as tty:
+        tty.expect("> ")
+        tty.type("\x04")
     assert tty.process.returncode == 0
 
 

@@ -133,9 +133,8 @@ def converse(context: Context, chat: Conversation) -> int:
 
     out = context.out
     status = context.client.get("status")
-    owners = (*(status.get("models") or ()), *(status.get("routes") or ()))
-    matching = any(ANY in alias for one in owners for alias in one.get("aliases") or ())  # the daemon decides
-    if chat.model not in names_in(status) and not matching:
+    names = names_in(status, shown=False)
+    if chat.model not in names and not any(ANY in name for name in names):  # what they match the daemon decides
         raise unknown_name(context, chat.model)
     out.note(HELP_TEXT)
     while True:
