@@ -26,6 +26,7 @@ from typing import Any
 import psutil
 
 from tests.memory.gguf_maker import string, write
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 FAKE = ROOT / "tests" / "fakes" / "fake_server.py"
@@ -47,11 +48,6 @@ def command_line(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.NoSuchProcess:
         return []
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 def fake_model(name: str, path: Path, mode: str = "ok", env: Mapping[str, str] | None = None, **settings: Any) -> str:

@@ -21,7 +21,8 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.harness import DaemonFactory, dummy_gguf, fake_model, free_port
+from tests.harness import DaemonFactory, dummy_gguf, fake_model
+from tests.ports import free_port
 
 TESTS = Path(__file__).parent.parent
 STANDINS = TESTS / "npu" / "standins"

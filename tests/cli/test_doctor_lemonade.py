@@ -15,8 +15,8 @@ from accelerd.cli.checks.lemonade import lemonade
 from accelerd.cli.commands.doctor import run_checks
 from tests.cli.conftest import Ctl
 from tests.cli.doctor_kit import levels, machine
-from tests.harness import free_port
 from tests.npu.lemonade_kit import QWEN, Foreign, Standin, foreign
+from tests.ports import free_port
 
 
 def model(name: str, id: str) -> str:

@@ -18,8 +18,9 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
-from tests.harness import ROOT, Daemon, DaemonFactory, eventually, free_port
+from tests.harness import ROOT, Daemon, DaemonFactory, eventually
 from tests.models import make_model
+from tests.ports import free_port
 
 REPLY = "Hello from accelerd, a tiny model answers."
 CONTEXT = 8192  # tokens for each request

@@ -20,8 +20,9 @@ from accelerd.base import names
 from tests.containers import standins
 from tests.daemon.kit import Site, marked
 from tests.daemon.service import Service, ended
+from tests.ports import free_port
 from tests.system.containers import IMAGE, ContainerManager
-from tests.system.systemd_user import REPO, free_port, wait_until
+from tests.system.systemd_user import REPO, wait_until
 
 TOOLBOX = "tb"  # the user's own, which no model's end may stop
 EXISTING = "mine"  # another container of the user's own

@@ -16,7 +16,8 @@ import psutil
 from accelerd.base import names
 from tests.daemon.kit import Site, alive, marked
 from tests.harness import Daemon, eventually
-from tests.system.systemd_user import REPO, SOCKET, UserManager, free_port
+from tests.ports import free_port
+from tests.system.systemd_user import REPO, SOCKET, UserManager
 
 UNITS = REPO / "units/user"
 SERVICE = "accelerd.service"

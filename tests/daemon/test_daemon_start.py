@@ -17,7 +17,8 @@ import pytest
 
 import accelerd
 from tests.daemon.kit import QUICK, Site, alive, marked, rest_of, sse
-from tests.harness import DaemonFactory, eventually, first_event, free_port, streaming
+from tests.harness import DaemonFactory, eventually, first_event, streaming
+from tests.ports import free_port
 
 SLOW = {"FAKE_TOKENS": "60", "FAKE_DELAY_MS": "20"}
 PACKAGE = Path(accelerd.__file__).parent

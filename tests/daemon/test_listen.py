@@ -16,7 +16,8 @@ import pytest
 from accelerd.config.model import ServerSettings
 from tests.daemon.service import SERVICE, Service, installed
 from tests.harness import eventually
-from tests.system.systemd_user import HTTP_SOCKET, SOCKET, UserManager, free_port
+from tests.ports import free_port
+from tests.system.systemd_user import HTTP_SOCKET, SOCKET, UserManager
 
 HOLD = """
 import os, socket, sys

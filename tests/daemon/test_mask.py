@@ -12,7 +12,8 @@ import pytest
 from accelerd.base import names
 from tests.daemon.kit import Site
 from tests.daemon.service import PROGRAMS, SERVICE
-from tests.system.systemd_user import HTTP_SOCKET, REPO, SOCKET, UserManager, free_port
+from tests.ports import free_port
+from tests.system.systemd_user import HTTP_SOCKET, REPO, SOCKET, UserManager
 
 GET = ["busctl", "--user", "get-property", names.BUS_NAME, names.BUS_PATH, names.BUS_MANAGER, "Version"]
 UNITS = (SOCKET, HTTP_SOCKET, SERVICE)

@@ -17,7 +17,8 @@ import pytest
 from tests.daemon.kit import QUICK, Site, alive
 from tests.daemon.test_remote import accelctl
 from tests.fakes.fake_ollama import pull, remove
-from tests.harness import ROOT, Daemon, DaemonFactory, eventually, free_port
+from tests.harness import ROOT, Daemon, DaemonFactory, eventually
+from tests.ports import free_port
 
 OLLAMA = ROOT / "tests" / "fakes" / "fake_ollama.py"
 MIB = 1 << 20

@@ -15,7 +15,8 @@ import pytest
 
 from tests.daemon.kit import QUICK, Site
 from tests.fakes.fake_remote import CA, WORDS, FakeRemote
-from tests.harness import Answer, Daemon, DaemonFactory, eventually, free_port, streaming
+from tests.harness import Answer, Daemon, DaemonFactory, eventually, streaming
+from tests.ports import free_port
 
 KEY = "sk-remote-0123456789"
 HELLO = "".join(WORDS)

@@ -15,7 +15,8 @@ import pytest
 
 from tests.daemon.kit import QUICK, Site, alive, marked, rest_of, side_by_side, sse
 from tests.harness import ROOT, Daemon, eventually, first_event, streaming
-from tests.system.systemd_user import SOCKET, UserManager, free_port
+from tests.ports import free_port
+from tests.system.systemd_user import SOCKET, UserManager
 
 UNITS = ROOT / "units" / "user"
 SERVICE = "accelerd.service"

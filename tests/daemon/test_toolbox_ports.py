@@ -8,8 +8,8 @@ import pytest
 
 from tests.daemon.container_service import ContainerService, container_service
 from tests.daemon.kit import QUICK
+from tests.ports import free_port
 from tests.system.containers import IMAGE, ContainerManager
-from tests.system.systemd_user import free_port
 
 NAMES = ("first", "second")
 

@@ -10,7 +10,7 @@ import pytest
 
 from accelerd.engines.base import Endpoint
 from accelerd.engines.http import HttpError, HttpTimeout, HttpUnreachable, request
-from tests.supervise.bench import free_port
+from tests.ports import free_port
 
 
 @asynccontextmanager

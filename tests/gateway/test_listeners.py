@@ -14,7 +14,7 @@ from accelerd.config.model import ServerSettings
 from accelerd.gateway.listeners import Listeners
 from accelerd.system.activation import Passed, address_of, covers, overlap
 from accelerd.system.lock import StartError
-from tests.system.systemd_user import free_port
+from tests.ports import free_port
 
 UNIT = "accelerd-http.socket"
 

@@ -30,7 +30,8 @@ from accelerd.supervise.homes.choice import HomeChoice
 from accelerd.supervise.homes.home import Home
 from accelerd.supervise.homes.lemonade.home import LemonadeHome, OwnServer
 from accelerd.supervise.supervisor import ProcessSupervisor
-from tests.harness import eventually, free_port
+from tests.harness import eventually
+from tests.ports import free_port
 from tests.supervise.bench import PATIENCE, Heard
 
 STANDINS = Path(__file__).parent / "standins"

@@ -14,8 +14,9 @@ import pytest
 from accelerd.base.exits import Cause
 from accelerd.config.model import LemonadeSettings
 from accelerd.supervise.process.processes import ProcessTable
-from tests.harness import eventually, free_port
+from tests.harness import eventually
 from tests.npu.lemonade_kit import EMBED, GEMMA, QWEN, Foreign, LemonadeBench, foreign
+from tests.ports import free_port
 
 
 @pytest.fixture

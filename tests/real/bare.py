@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.harness import Answer, eventually, free_port
+from tests.harness import Answer, eventually
+from tests.ports import free_port
 
 LONG = 300.0  # s until a real model has answered, on a busy machine
 

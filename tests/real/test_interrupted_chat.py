@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.harness import DaemonFactory, eventually, free_port
+from tests.harness import DaemonFactory, eventually
 from tests.models import make_model
+from tests.ports import free_port
 
 Ask = Callable[[list[dict[str, str]], int], dict[str, Any]]  # messages, tokens of the answer → the response
 TURNS = 4

@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import secrets
-import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,15 +20,10 @@ from accelerd.devices.model import Device
 from accelerd.engines.base import Dialect, Endpoint, LaunchPlan, Traits
 from accelerd.memory.model import Forecast, in_ram
 from accelerd.supervise.supervisor import ProcessSupervisor
+from tests.ports import free_port
 
 FAKE_SERVER = Path(__file__).parent.parent / "fakes" / "fake_server.py"
 PATIENCE = 60.0  # s: only a test that fails waits so long
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 class FakeEngine:

@@ -18,7 +18,8 @@ from accelerd.base.exits import Cause
 from accelerd.engines.base import Endpoint, LaunchPlan
 from accelerd.memory.resident import shared
 from accelerd.supervise.process.processes import ListenerOwner, tcp_owner
-from tests.supervise.bench import FAKE_SERVER, SupervisorBench, alive, free_port
+from tests.ports import free_port
+from tests.supervise.bench import FAKE_SERVER, SupervisorBench, alive
 
 
 @asynccontextmanager

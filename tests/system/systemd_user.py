@@ -10,7 +10,6 @@ from __future__ import annotations
 import getpass
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -188,19 +187,6 @@ def wait_until(condition: Callable[[], bool], timeout: float = 20) -> bool:
             return False
         time.sleep(0.02)
     return True
-
-
-def free_port() -> int:
-    """A TCP port that is free on both loopbacks."""
-    for _ in range(50):
-        with socket.create_server(("127.0.0.1", 0)) as four:
-            port = int(four.getsockname()[1])
-            try:
-                with socket.create_server(("::1", port), family=socket.AF_INET6):
-                    return port
-            except OSError:
-                continue
-    raise AssertionError("no port is free on 127.0.0.1 and ::1")
 
 
 def session_runtime() -> Path:

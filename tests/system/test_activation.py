@@ -17,7 +17,7 @@ import pytest
 
 from accelerd.system.activation import bind_tcp, bind_unix, describe, parse_listen, sd_listen_fds
 from accelerd.system.lock import StartError
-from tests.system.systemd_user import free_port
+from tests.ports import free_port
 
 ADOPT = """
 import json, os, sys

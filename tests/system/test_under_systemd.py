@@ -10,7 +10,8 @@ import threading
 
 import pytest
 
-from tests.system.systemd_user import HTTP_SOCKET, REPO, SOCKET, UserManager, free_port, wait_until
+from tests.ports import free_port
+from tests.system.systemd_user import HTTP_SOCKET, REPO, SOCKET, UserManager, wait_until
 
 UNITS = REPO / "units/user"
 SERVICE = "accelerd.service"
