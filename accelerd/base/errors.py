@@ -35,6 +35,7 @@ KINDS: Final[dict[str, ErrorKind]] = {
     "request_timeout": ErrorKind(408, "RequestTimeout", True),
     "body_too_large": ErrorKind(413, "LimitsExceeded"),
     "unsupported_media_type": ErrorKind(415, "InvalidArgument"),
+    "expectation_failed": ErrorKind(417, "NotSupported"),
     # waiting for a model
     "queue_full": ErrorKind(429, "LimitsExceeded", True),
     "queue_timeout": ErrorKind(503, "LoadTimeout", True),
@@ -100,6 +101,7 @@ ANTHROPIC: Final[dict[int, str]] = {
     408: "timeout_error",
     413: "request_too_large",
     415: "invalid_request_error",
+    417: "invalid_request_error",
     422: "invalid_request_error",
     429: "rate_limit_error",
     503: "overloaded_error",

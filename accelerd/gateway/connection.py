@@ -148,9 +148,8 @@ class ClientConnection(asyncio.Protocol):
         self._request = None  # or its body would last until the next collection of garbage
         for request in self._parsed:
             request.parts.clear()
-        if self._held:
-            self._hold(0)
         self._gone.set_result(None)
+        self.hold(0)
 
     def eof_received(self) -> None:
         return None  # close: who closes its half is gone
@@ -206,7 +205,7 @@ class ClientConnection(asyncio.Protocol):
                 continue
             if request.size > self._server.settings.max_body:
                 self._reply(request, refusal(request, too_large(self._server.settings.max_body)))
-            elif request.size > SMALL and (error := self._hold(request.size)) is not None:
+            elif request.size > SMALL and (error := self.hold(request.size)) is not None:
                 self._reply(request, refusal(request, error))
             elif request.complete:
                 self._parsed.popleft()
@@ -217,15 +216,16 @@ class ClientConnection(asyncio.Protocol):
                 self._expect_body(request)
                 return
 
-    def _hold(self, size: int) -> AccelError | None:
-        more, self._held = size - self._held, size  # bytes of one body
+    def hold(self, size: int) -> AccelError | None:
+        size = 0 if self._gone.done() else size  # its task ends a moment later
+        more, self._held = size - self._held, size  # bytes of the body in hand
         return self._handler.bodies.hold(more)
 
     def _let_go(self) -> None:
         """The request is answered: nothing may keep its body."""
         self._request = self.relay = None
         if self._held:
-            self._hold(0)
+            self.hold(0)
 
     def _admit(self, request: HttpRequest) -> bool:
         """Judge a head. False: it has its answer."""
@@ -240,7 +240,7 @@ class ClientConnection(asyncio.Protocol):
             return False
         request.admitted = True
         self._body_since = self._loop.time()
-        if not request.complete and request.headers.get(b"expect", b"").lower() == b"100-continue":
+        if not request.complete and b"expect" in request.headers:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return True
 

@@ -25,6 +25,7 @@ from accelerd.gateway import ollama_catalog
 from accelerd.gateway.access import Access
 from accelerd.gateway.catalog import Catalog
 from accelerd.gateway.connection import ClientConnection, refusal, too_large
+from accelerd.gateway.content_coding import coding_of, unpack
 from accelerd.gateway.forward import Forwarder
 from accelerd.gateway.held_bodies import HeldBodies
 from accelerd.gateway.inference_request import InferenceRequest
@@ -170,8 +171,8 @@ class Gateway:
             got = f", got {found[:100].decode('latin-1')!a}" if found else ""
             hint = "with curl: " + ("-F file=@…" if kind is FORM else f"-H 'Content-Type: {kind}'")
             raise AccelError("unsupported_media_type", f"Content-Type must be {kind}{got}", hint=hint)
-        if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
-            raise AccelError("unsupported_media_type", "compressed bodies are not taken")
+        if (coding := headers.get(b"content-encoding")) is not None and coding_of(coding) is None:
+            del headers[b"content-encoding"]
         if int(headers.get(b"content-length", b"0")) > limit:
             raise too_large(limit)
 
@@ -211,6 +212,8 @@ class Gateway:
         self, request: HttpRequest, connection: ClientConnection
     ) -> Response | Coroutine[None, None, Response | None] | None:
         """Start an inference request: a refusal, or what finishes it. None: the response was sent."""
+        if b"content-encoding" in request.headers:
+            return self._unpacked(request, connection)
         relay = connection.relay = Relay(
             connection.transport,
             self._now,
@@ -224,6 +227,19 @@ class Gateway:
             connection.stream_begun = False
             relay.go_on()
         return self._begin(request, connection, relay)
+
+    async def _unpacked(self, request: HttpRequest, connection: ClientConnection) -> Response | None:
+        """Begin once the body is unpacked."""
+        coding = coding_of(request.headers.pop(b"content-encoding"))
+        assert coding is not None
+        try:
+            request.parts[:] = await unpack(request.parts, coding, self._settings.max_body, connection.hold)
+        except AccelError as error:
+            log_refusal(request, connection, error, None)
+            return refusal(request, error)
+        request.size = sum(map(len, request.parts))
+        answer = self.infer(request, connection)
+        return answer if answer is None or isinstance(answer, Response) else await answer
 
     def _begin(
         self, request: HttpRequest, connection: ClientConnection, relay: Relay, *, learned: bool = False

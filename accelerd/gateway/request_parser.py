@@ -14,6 +14,7 @@ MAX_HEAD = 64 << 10  # bytes of a request's head
 MAX_LINE = 8190  # bytes of the target, and of a header's value
 MAX_HEADERS = 128
 ABSOLUTE: Final = re.compile(rb"https?://([^/?#]*)([/?][^#]*)?", re.IGNORECASE)  # a target as proxies get it
+VERSIONS: Final = "only HTTP/1.1 and HTTP/1.0 are supported"
 VERSION: Final = re.compile(rb"^[!-~]+ [!-~]+ HTTP/(?!1\.[01]\r?\n)[0-9]", re.MULTILINE)  # one that is not spoken here
 CLIENT_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")  # an id that a client gives its request
 NUMBERS: Final = itertools.count(1)
@@ -92,8 +93,9 @@ class RequestParser:
         except httptools.HttpParserUpgrade as upgrade:
             self._ignore_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
-            self.malformed = str(error).partition("\n")[0][:200] or "cannot parse it"
             self.wrong_version = VERSION.search(data) is not None
+            why = VERSIONS if self.wrong_version else str(error).partition("\n")[0][:200]
+            self.malformed = why or "cannot parse it"
         else:
             if self._head_size > MAX_HEAD and (self._receiving is None or not self._receiving.head_complete):
                 self.malformed = "the head is too long"
@@ -140,7 +142,7 @@ class RequestParser:
             request.http10 = True
             if version != "1.0":
                 request.problem_code = "http_version_not_supported"
-                request.problem = "only HTTP/1.1 and HTTP/1.0 are supported"
+                request.problem = VERSIONS
         elif b"host" not in headers:
             request.problem = "no Host header"
         if self._repeated and not ONCE.isdisjoint(self._repeated):
@@ -149,6 +151,12 @@ class RequestParser:
             request.problem = "too many headers"
         if self._head_size > MAX_LINE and any(len(line) > MAX_LINE for line in (request.target, *headers.values())):
             request.problem = "a line of the head is too long"
+        if (expected := headers.get(b"expect")) is not None:
+            if request.http10:
+                del headers[b"expect"]  # RFC 9110, 10.1.1: such a client does not know the answer
+            elif expected.strip().lower() != b"100-continue":
+                request.problem = "the only expectation that is supported is 100-continue"
+                request.problem_code = "expectation_failed"
         if (coding := headers.get(b"transfer-encoding")) is not None and coding.strip().lower() != b"chunked":
             # RFC 9112, 6.1: the chunks are understood, what is in them is not.
             request.problem = "the only transfer coding that is supported is chunked"

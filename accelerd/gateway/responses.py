@@ -167,6 +167,8 @@ def error_headers(error: AccelError) -> dict[str, str]:
         headers["WWW-Authenticate"] = "Bearer"
     if "allow" in error.fields:
         headers["Allow"] = error.fields["allow"]
+    if "accept_encoding" in error.fields:
+        headers["Accept-Encoding"] = error.fields["accept_encoding"]
     return headers
 
 

@@ -75,7 +75,21 @@ async def test_other_versions_of_http_are_refused_as_such(tmp_path: Path, line: 
         client.send(request(method, path, chat() if method == "POST" else None, version=version))
         answer = await client.response()
         assert (answer.status, answer.code) == (505, "http_version_not_supported")
+        assert "only HTTP/1.1 and HTTP/1.0 are supported" in answer.json()["error"]["message"]
         assert not b.engine.requests
+
+
+@pytest.mark.parametrize(
+    "first", ["PRI * HTTP/2.0\r\n\r\nSM", "GET /health HTTP/1", "GET /health HTTP/11.1", "GET /health"]
+)
+@on_both_loops
+async def test_what_only_begins_like_another_version_is_refused_in_the_same_words(tmp_path: Path, first: str) -> None:
+    """The preface of HTTP/2, versions that are none, and HTTP/0.9."""
+    async with bench(tmp_path) as b, await b.client() as client:
+        client.send(f"{first}\r\n\r\n".encode())
+        answer = await client.response()
+        assert (answer.status, answer.code) == (505, "http_version_not_supported")
+        assert "only HTTP/1.1 and HTTP/1.0 are supported" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("target", ["http://localhost", "http://LOCALHOST:4000", "https://127.0.0.1:1", "HTTP://[::1]"])

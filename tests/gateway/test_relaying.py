@@ -242,6 +242,28 @@ async def test_expect_100_continue(tmp_path: Path) -> None:
         assert (response.status, response.headers["connection"]) == (415, "close"), "asked for a body it does not take"
 
 
+@pytest.mark.parametrize("expected", ["200-ok", "100-continue, x", "100-continue;q=1", ""])
+@on_both_loops
+async def test_other_expectations_are_refused(tmp_path: Path, expected: str) -> None:
+    async with bench(tmp_path) as b, await b.client() as client:
+        response = await client.ask(body=chat(), headers={"Expect": expected})
+        assert (response.status, response.code) == (417, "expectation_failed")
+        assert not b.engine.requests
+
+
+@pytest.mark.parametrize("expected", ["100-continue", "200-ok"])
+@on_both_loops
+async def test_a_client_of_http_10_expects_nothing(tmp_path: Path, expected: str) -> None:
+    """RFC 9110, 10.1.1: it would take a 100 for its answer."""
+    async with bench(tmp_path) as b, await b.client() as client:
+        whole = request(body=chat(), headers={"Expect": expected}, version="HTTP/1.0")
+        head, _, body = whole.partition(b"\r\n\r\n")
+        client.send(head + b"\r\n\r\n")
+        await until(lambda: any(not one.fresh for one in b.connections), "its head is read")
+        client.send(body)
+        assert (await client.response()).status == 200
+
+
 @fresh_and_reused
 @on_both_loops
 async def test_a_large_request(tmp_path: Path, primed: bool) -> None:
