@@ -206,6 +206,7 @@ class Parts(ControlParts):
         self.tuning_runs = TuningRuns(scheduler, self.models.try_out, engines, tuner)
         self.upkeep = toolbox_upkeep(roots, homes, clock, state, ToolboxModels(scheduler, supervisor))
         self.gateway = Gateway(clock, scheduler, engines, events, remotes)
+        self.gateway.devices = devices.current
         self.gateway.router.waiting_inside = EngineQueues(self._plan_of, events).waiting
         self.router = self.gateway.router
         self.offered = OfferedModels(remotes, self.router, self.models, events)

@@ -19,6 +19,7 @@ from accelerd.base.events import EventStream
 from accelerd.base.names import CONTROL_PREFIX
 from accelerd.base.ports import Clock
 from accelerd.config.model import ServerSettings
+from accelerd.devices.model import Device
 from accelerd.engines.base import Engine
 from accelerd.engines.remote.remotes import Remotes
 from accelerd.gateway import ollama_catalog
@@ -27,6 +28,8 @@ from accelerd.gateway.catalog import Catalog
 from accelerd.gateway.connection import ClientConnection, refusal, too_large
 from accelerd.gateway.content_coding import coding_of, unpack
 from accelerd.gateway.forward import Forwarder
+from accelerd.gateway.front_page import front_page
+from accelerd.gateway.health import OK, full_health, wants_full
 from accelerd.gateway.held_bodies import HeldBodies
 from accelerd.gateway.inference_request import InferenceRequest
 from accelerd.gateway.relay import Relay
@@ -67,7 +70,8 @@ SESSION_HEADER = b"x-session-id"
 VERSION_HEADER = b"anthropic-version"  # Anthropic's clients send it
 SHOW, TAGS, VERSION = "/api/show", "/api/tags", "/api/version"  # of Ollama's API
 READ = (b"GET", b"HEAD")
-OPEN = frozenset(("/health", "/v1/health", "/", "/v1", "/v1/"))  # that something listens is said without a key
+HEALTH = frozenset(("/health", "/v1/health"))
+OPEN = HEALTH | {"/", "/v1", "/v1/"}  # that something listens is said without a key
 
 
 class Gateway:
@@ -83,6 +87,7 @@ class Gateway:
     ) -> None:
         """`engines` is live."""
         self._now = clock.monotonic
+        self._scheduler = scheduler
         self._remotes = remotes = remotes or Remotes(self._now, {})
         self.router = RequestRouter(scheduler, engines, self._now, remotes)
         self._catalog = Catalog(scheduler, self.router, self._now, created=int(time.time()))
@@ -92,6 +97,7 @@ class Gateway:
         self.sweeper = Sweeper(asyncio.get_running_loop(), clock)
         self.bodies = HeldBodies(asyncio.get_running_loop())
         self._forwarder = Forwarder(self._now, scheduler, self.router, self.upstreams, self.sweeper, remotes)
+        self.devices: Callable[[], Sequence[Device]] = tuple  # that were found the last time
         self.make_control: Callable[[], Control] | None = None  # called in a thread, with the first control request
         self._control_server: ControlServer | None = None
         events.subscribe(ModelTransition, self.on_transition)
@@ -127,7 +133,7 @@ class Gateway:
         try:
             if not request.local:
                 origin = request.headers.get(b"origin")
-                refusal = self._access.check(request.headers, open_to_all=path in OPEN)
+                refusal = self._access.check(request.headers, open_to_all=path in OPEN and not _full(request, path))
                 if refusal is not None:
                     if refusal.code != "unauthorized":
                         origin = None  # a page that may not come here may not read why
@@ -160,7 +166,8 @@ class Gateway:
         if request.local and path.startswith(CONTROL_PREFIX + "/") and self.make_control is not None:
             request.for_control = True
             return None
-        response = json_response(self._from_memory(request, path))
+        answer = self._from_memory(request, path)
+        response = answer if isinstance(answer, Response) else json_response(answer)
         return response if request.origin is None else response.readable_by(request.origin)
 
     def _check_body(self, request: HttpRequest, kind: str) -> None:
@@ -177,8 +184,12 @@ class Gateway:
             raise too_large(limit)
 
     def _from_memory(self, request: HttpRequest, path: str) -> object:
-        if path in OPEN:
-            answer: object = {"status": "ok"}
+        answer: object
+        if path == "/":
+            headers = request.headers
+            answer = front_page(headers.get(b"host", b"localhost").decode("latin-1"), headers.get(b"accept", b""))
+        elif path in OPEN:
+            answer = full_health(self._scheduler, self.devices) if _full(request, path) else OK
         elif path == VERSION:
             answer = {"version": ollama_catalog.VERSION}
         elif path == TAGS:
@@ -330,6 +341,11 @@ def _failed(request: HttpRequest, error: AccelError, asked: InferenceRequest | N
     target = asked.target
     who = answered_by(target.model, next(iter(target.routes), ""), asked.attempts.number)
     return response._replace(headers={**response.headers, **who})
+
+
+def _full(request: HttpRequest, path: str) -> bool:
+    """Does it ask what accelerd is doing, beside that it is there?"""
+    return path in HEALTH and wants_full(request.target)
 
 
 def _meant(path: str) -> str:

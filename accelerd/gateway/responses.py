@@ -84,6 +84,7 @@ class Response(NamedTuple):
     status: int
     body: bytes
     headers: Mapping[str, str] = {}
+    kind: str = JSON_TYPE  # its Content-Type
 
     def readable_by(self, origin: str) -> Response:
         """With the headers that let a web page of that origin read it."""
@@ -93,7 +94,7 @@ class Response(NamedTuple):
         """The bytes to send. `head_only`: the answer to a HEAD request; `path`: of the request."""
         lines = [f"HTTP/1.1 {self.status} {reason(self.status)}", date_and_id(request_id, path)]
         if self.body or self.status != 204:
-            lines += [f"Content-Type: {JSON_TYPE}", f"Content-Length: {len(self.body)}"]
+            lines += [f"Content-Type: {self.kind}", f"Content-Length: {len(self.body)}"]
         lines += [f"{name}: {value}" for name, value in self.headers.items()]
         if not keep_alive:
             lines.append("Connection: close")

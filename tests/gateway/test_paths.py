@@ -86,7 +86,7 @@ async def test_a_form_needs_no_name_either(tmp_path: Path) -> None:
         assert b.engine.requests[0].body == form(part("model", b"whisper-v3"), FILE)
 
 
-@pytest.mark.parametrize("path", ["/health", "/v1/health", "/", "/v1"])
+@pytest.mark.parametrize("path", ["/health", "/v1/health", "/health?x=full", "/v1"])
 @on_both_loops
 async def test_that_something_listens_is_said_without_a_key(tmp_path: Path, path: str) -> None:
     async with bench(tmp_path, keys=KEYS) as b, await b.client() as client:

@@ -99,7 +99,7 @@ async def test_a_target_may_be_a_whole_address(tmp_path: Path, target: str) -> N
     async with bench(tmp_path) as b, await b.client() as client:
         for host in ("localhost", "evil.example"):
             assert (await client.ask(path=f"{target}{CHAT}?x=1", body=chat(), host=host)).status == 200
-            assert (await client.ask("GET", target, host=host)).json() == {"status": "ok"}
+            assert (await client.ask("GET", target, host=host)).body.startswith(b"accelerd is running")
         foreign = await client.ask("GET", "http://evil.example/health", host="localhost")
         assert (foreign.status, foreign.code) == (403, "host_not_allowed")
 
