@@ -40,6 +40,7 @@ from accelerd.engines.remote import RemoteEngine
 from accelerd.engines.remote.remotes import Remotes
 from accelerd.engines.vllm.engine import Vllm
 from accelerd.gateway.gateway import Gateway
+from accelerd.gateway.health import DeviceHealth
 from accelerd.gateway.listeners import Listeners
 from accelerd.memory.learned import Learned
 from accelerd.memory.measure import Meter
@@ -206,7 +207,9 @@ class Parts(ControlParts):
         self.tuning_runs = TuningRuns(scheduler, self.models.try_out, engines, tuner)
         self.upkeep = toolbox_upkeep(roots, homes, clock, state, ToolboxModels(scheduler, supervisor))
         self.gateway = Gateway(clock, scheduler, engines, events, remotes)
-        self.gateway.devices = devices.current
+        self.gateway.devices = lambda: [
+            DeviceHealth(one.id, one.kind, one.name, one.problem) for one in devices.current()
+        ]
         self.gateway.router.waiting_inside = EngineQueues(self._plan_of, events).waiting
         self.router = self.gateway.router
         self.offered = OfferedModels(remotes, self.router, self.models, events)

@@ -1,4 +1,4 @@
-"""GET /: what listens here, for people. As HTML for browsers, as text for everything else. Says nothing of this machine."""
+"""GET /: what listens here, for people: HTML for browsers, text for everything else. Says nothing of this machine."""
 
 from __future__ import annotations
 

@@ -19,7 +19,6 @@ from accelerd.base.events import EventStream
 from accelerd.base.names import CONTROL_PREFIX
 from accelerd.base.ports import Clock
 from accelerd.config.model import ServerSettings
-from accelerd.devices.model import Device
 from accelerd.engines.base import Engine
 from accelerd.engines.remote.remotes import Remotes
 from accelerd.gateway import ollama_catalog
@@ -29,7 +28,7 @@ from accelerd.gateway.connection import ClientConnection, refusal, too_large
 from accelerd.gateway.content_coding import coding_of, unpack
 from accelerd.gateway.forward import Forwarder
 from accelerd.gateway.front_page import front_page
-from accelerd.gateway.health import OK, full_health, wants_full
+from accelerd.gateway.health import OK, DeviceHealth, full_health, wants_full
 from accelerd.gateway.held_bodies import HeldBodies
 from accelerd.gateway.inference_request import InferenceRequest
 from accelerd.gateway.relay import Relay
@@ -97,7 +96,7 @@ class Gateway:
         self.sweeper = Sweeper(asyncio.get_running_loop(), clock)
         self.bodies = HeldBodies(asyncio.get_running_loop())
         self._forwarder = Forwarder(self._now, scheduler, self.router, self.upstreams, self.sweeper, remotes)
-        self.devices: Callable[[], Sequence[Device]] = tuple  # that were found the last time
+        self.devices: Callable[[], Sequence[DeviceHealth]] = tuple  # that were found the last time
         self.make_control: Callable[[], Control] | None = None  # called in a thread, with the first control request
         self._control_server: ControlServer | None = None
         events.subscribe(ModelTransition, self.on_transition)
@@ -189,7 +188,7 @@ class Gateway:
             headers = request.headers
             answer = front_page(headers.get(b"host", b"localhost").decode("latin-1"), headers.get(b"accept", b""))
         elif path in OPEN:
-            answer = full_health(self._scheduler, self.devices) if _full(request, path) else OK
+            answer = full_health(self._scheduler, self.devices()) if _full(request, path) else OK
         elif path == VERSION:
             answer = {"version": ollama_catalog.VERSION}
         elif path == TAGS:

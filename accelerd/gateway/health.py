@@ -1,16 +1,15 @@
-"""GET /health: that something listens, for everyone; GET /health?full: what it is doing, for those who may ask for models.
+"""GET /health: that something listens, for everyone; GET /health?full: what it does, for those who may ask for models.
 
 From memory alone: no device and no disk is looked at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final, Literal
 
 from msgspec import Struct
 
-from accelerd.devices.model import Device
 from accelerd.scheduler.record import Snapshot
 from accelerd.scheduler.service import Scheduler
 
@@ -67,7 +66,7 @@ class FullHealth(Struct, frozen=True):
     queue: QueueHealth
     models: list[ModelHealth]
     memory: list[MemoryHealth]
-    devices: list[DeviceHealth]
+    devices: Sequence[DeviceHealth]
 
 
 OK: Final = Health()
@@ -78,8 +77,7 @@ def wants_full(target: bytes) -> bool:
     return any(word.partition(b"=")[0] == b"full" for word in target.partition(b"?")[2].split(b"&"))
 
 
-def full_health(scheduler: Scheduler, devices: Callable[[], Sequence[Device]]) -> FullHealth:
-    """`devices`: those that were found the last time."""
+def full_health(scheduler: Scheduler, devices: Sequence[DeviceHealth]) -> FullHealth:
     return FullHealth(
         status="ok",
         queue=QueueHealth(scheduler.queued, scheduler.settings.max_queue),
@@ -90,7 +88,7 @@ def full_health(scheduler: Scheduler, devices: Callable[[], Sequence[Device]]) -
             )
             for one in scheduler.memory.ledger().balances()
         ],
-        devices=[DeviceHealth(one.id, one.kind, one.name, one.problem) for one in devices()],
+        devices=devices,
     )
 
 

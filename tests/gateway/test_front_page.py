@@ -10,8 +10,7 @@ import msgspec
 import pytest
 
 from accelerd.config.model import ModelSpec, ServerSettings
-from accelerd.devices.model import Device
-from accelerd.gateway.health import FullHealth
+from accelerd.gateway.health import DeviceHealth, FullHealth
 from tests.gateway.bench import bench, on_both_loops, until
 from tests.gateway.client import Client, chat, request
 
@@ -66,7 +65,7 @@ async def full(client: Client, target: str = "/health?full", **headers: str) -> 
 async def test_full_health_says_what_runs_and_waits(tmp_path: Path, target: str) -> None:
     models = [ModelSpec("m", path="/m.gguf", parallel=1), ModelSpec("other", path="/o.gguf")]
     async with bench(tmp_path, models=models) as b, await b.client() as client, await b.client() as asking:
-        b.gateway.devices = lambda: (Device("gpu", "A card", slot="0000:c1:00.0", problem="no driver"),)
+        b.gateway.devices = lambda: (DeviceHealth("0000:c1:00.0", "gpu", "A card", "no driver"),)
         b.instances.hold = True
         asking.send(request(body=chat()))
         await until(lambda: b.scheduler.queued, "it waits")
