@@ -19,7 +19,7 @@ from accelerd.base.decoding import from_json
 from accelerd.base.errors import AccelError
 from accelerd.engines.base import Dialect
 from accelerd.gateway.engine_errors import shaped
-from accelerd.gateway.responses import ANTHROPIC, RESPONSES, error_body, is_ollamas, iso_date
+from accelerd.gateway.responses import ANTHROPIC, GENERATE, RESPONSES, error_body, is_ollamas, iso_date
 
 Json = dict[str, Any]
 CHAT: Final = "/v1/chat/completions"
@@ -95,8 +95,8 @@ def waiting_event(text: str, path: str, model: str) -> bytes:
     """What a streaming client gets while it waits: a comment, or Ollama's clients an empty line."""
     if not is_ollamas(path):
         return b": %b\n\n" % text.encode()
-    message = {"role": "assistant", "content": ""}
-    return line_of({"model": model, "created_at": iso_date(time.time()), "message": message, "done": False})
+    said = {"response": ""} if path == GENERATE else {"message": {"role": "assistant", "content": ""}}
+    return line_of({"model": model, "created_at": iso_date(time.time()), **said, "done": False})
 
 
 def renamed(body: bytes, model: str, parts: tuple[str, ...] = ("response", "message")) -> bytes:

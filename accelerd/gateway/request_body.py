@@ -109,6 +109,15 @@ class OllamaBody(MessagesBody, gc=False, kw_only=True):
             self.stream = True
 
 
+class GenerateBody(JsonBody, gc=False, kw_only=True):
+    prompt: str
+    stream: bool | None = True
+
+    def __post_init__(self) -> None:
+        if self.stream is None:
+            self.stream = True
+
+
 DECODERS: dict[str, msgspec.json.Decoder[JsonBody]] = {
     "/v1/chat/completions": msgspec.json.Decoder(ChatBody),
     "/v1/chat/completions/input_tokens": msgspec.json.Decoder(ChatBody),
@@ -122,6 +131,9 @@ DECODERS: dict[str, msgspec.json.Decoder[JsonBody]] = {
     "/v1/audio/speech": msgspec.json.Decoder(InputBody),
     "/v1/images/generations": msgspec.json.Decoder(PromptBody),
     "/api/chat": msgspec.json.Decoder(OllamaBody),
+    "/api/generate": msgspec.json.Decoder(GenerateBody),
+    "/api/embed": msgspec.json.Decoder(InputBody),
+    "/api/embeddings": msgspec.json.Decoder(PromptBody),
 }
 
 

@@ -63,6 +63,7 @@ class Body(msgspec.Struct, gc=False):
     input: msgspec.Raw = EMPTY
     prompt: msgspec.Raw = EMPTY
     content: msgspec.Raw = EMPTY  # llama-server's own name for `input`
+    images: msgspec.Raw = EMPTY  # beside a prompt, as Ollama has it
 
 
 BODY: Final = msgspec.json.Decoder(Body)
@@ -79,7 +80,8 @@ def media(body: bytes) -> frozenset[Task]:
     except msgspec.MsgspecError:
         return NONE
     whole = (found.messages, found.input, found.prompt, found.content)
-    return frozenset(task for raw in whole for task in _in(raw, DEEPEST))
+    beside: tuple[Task, ...] = ("vision",) if _has_any(found.images) else ()
+    return frozenset((*beside, *(task for raw in whole for task in _in(raw, DEEPEST))))
 
 
 def _in(raw: msgspec.Raw, depth: int) -> Iterator[Task]:
@@ -95,12 +97,16 @@ def _in(raw: msgspec.Raw, depth: int) -> Iterator[Task]:
             continue
         if isinstance(part.type, str) and part.type in MEDIA:
             yield MEDIA[part.type]
-        if _begins(part.images, b"[") and ITEMS.decode(part.images):
+        if _has_any(part.images):
             yield "vision"
         for data in _items(part.multimodal_data):
             yield from (task for start, task in FILES.items() if _begins(data, b'"' + start))
         yield from _in(part.content, depth - 1)
         yield from _in(part.output, depth - 1)
+
+
+def _has_any(raw: msgspec.Raw) -> bool:
+    return _begins(raw, b"[") and bool(ITEMS.decode(raw))
 
 
 def _items(raw: msgspec.Raw) -> list[msgspec.Raw]:

@@ -37,15 +37,19 @@ TASKS: Final[dict[str, Task]] = {
     "/v1/images/generations": "images",
     "/v1/images/edits": "images",
     "/api/chat": "ollama",
+    "/api/generate": "ollama",
+    "/api/embed": "embeddings",
+    "/api/embeddings": "embeddings",
 }
 ANTHROPIC: Final = "/v1/messages"  # and what is below it: errors have Anthropic's shape
 COUNT_TOKENS: Final = "/v1/messages/count_tokens"  # what translates messages does not count them
 PATH_ALIASES: Final = {  # OpenAI's clients may leave out /v1
     "/v1/reranking": "/v1/rerank",
     "/reranking": "/v1/rerank",
-    **{path.removeprefix("/v1"): path for path in TASKS if not path.startswith(ANTHROPIC)},
+    **{path.removeprefix("/v1"): path for path in TASKS if path.startswith("/v1/") and not path.startswith(ANTHROPIC)},
 }
 RESPONSES: Final = "/v1/responses"
+GENERATE: Final = "/api/generate"
 # Paths whose bodies are multipart/form-data, and the field with the file; an image's may be written as an array, too.
 FORMS: Final = {
     "/v1/audio/transcriptions": ("file",),

@@ -13,7 +13,7 @@ from msgspec import Raw
 
 from accelerd.config.variants import FieldPath, Variant
 from accelerd.gateway.request_body import FormBody, form_fields, form_part, read_form
-from accelerd.gateway.responses import ANTHROPIC, FORMS, RESPONSES
+from accelerd.gateway.responses import ANTHROPIC, FORMS, GENERATE, RESPONSES
 
 Values = dict[str, Raw]
 
@@ -90,8 +90,8 @@ def _prompt(values: Values, path: str, text: str, *, instead: bool) -> None:
         except msgspec.DecodeError:
             return
         values["messages"] = _json(_messages(messages, text, instead=instead))
-    elif path.startswith((ANTHROPIC, RESPONSES)):
-        name = "system" if path.startswith(ANTHROPIC) else "instructions"
+    elif path.startswith((ANTHROPIC, RESPONSES, GENERATE)):
+        name = "instructions" if path.startswith(RESPONSES) else "system"
         values[name] = _before(text, None if instead else values.get(name))
 
 

@@ -232,9 +232,10 @@ async def test_an_ollama_client_that_waits_gets_empty_lines(tmp_path: Path) -> N
         assert "".join(one["message"]["content"] for one in found) == "Hello from accelerd, a tiny model answers."
 
 
-async def lines_of(b: Bench, c: Client) -> list[dict[str, Any]]:
+async def lines_of(b: Bench, c: Client, path: str = OLLAMA, **body: Any) -> list[dict[str, Any]]:
+    """What a client gets who has to wait for the model."""
     b.instances.hold = True
-    c.send(request(path=OLLAMA, body=asks(OLLAMA), headers={"Connection": "close"}))
+    c.send(request(path=path, body=body or asks(OLLAMA), headers={"Connection": "close"}))
     await until(lambda: b.scheduler.queued == 1, "it waits")
     await c.head()
     first = await c.reader.readuntil(b"\n")  # the size of a chunk

@@ -127,6 +127,16 @@ class Request(Struct, frozen=True):
     with_usage: bool = False  # is usage wanted in a stream of chat completions?
 
 
+class Inputs(Struct, frozen=True):
+    """A request for embeddings."""
+
+    input: str | list[str]
+    model: str | None = None
+    dimensions: int | None = None
+    stream: bool = False
+    with_usage: bool = False
+
+
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
@@ -146,6 +156,13 @@ class Answer(Struct, frozen=True):
     stop: StopReason
     usage: Usage
     sequence: str | None = None  # the stop sequence, where the engine names it
+
+
+class Vectors(Struct, frozen=True):
+    """Embeddings, in the order of the inputs."""
+
+    vectors: list[list[float]]
+    tokens: int  # of all inputs
 
 
 class Begin(Struct, frozen=True):

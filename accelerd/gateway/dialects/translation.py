@@ -25,11 +25,25 @@ MAX_EVENT: Final = 16 << 20  # bytes
 JSON_LINES: Final = b"application/x-ndjson"
 EVENT_STREAM: Final = b"text/event-stream"
 CHAT, MESSAGES, OLLAMA = "/v1/chat/completions", "/v1/messages", "/api/chat"
+GENERATE, EMBED, EMBED_ONE, EMBEDDINGS = "/api/generate", "/api/embed", "/api/embeddings", "/v1/embeddings"
 # Path → those that it is translated to, the one that loses less first, and the task for each.
-OTHERS: Final = {CHAT: (MESSAGES, OLLAMA), MESSAGES: (CHAT, OLLAMA), OLLAMA: (CHAT, MESSAGES)}
-NATIVE: Final[dict[str, Task]] = {CHAT: "chat", MESSAGES: "messages", OLLAMA: "ollama"}
+OTHERS: Final = {
+    CHAT: (MESSAGES, OLLAMA),
+    MESSAGES: (CHAT, OLLAMA),
+    OLLAMA: (CHAT, MESSAGES),
+    GENERATE: (CHAT, MESSAGES),
+    EMBED: (EMBEDDINGS,),
+    EMBED_ONE: (EMBEDDINGS,),
+}
+NATIVE: Final[dict[str, Task]] = {
+    CHAT: "chat", MESSAGES: "messages", OLLAMA: "ollama", GENERATE: "ollama", EMBEDDINGS: "embeddings",
+}  # fmt: skip
+CHATS: Final[frozenset[Task]] = frozenset(("chat", "messages", "ollama"))  # each is served by any of them
 REQUESTS, ANSWERS = "requests", "answers"
-MODULES: Final = {CHAT: "chat", MESSAGES: "messages", OLLAMA: "ollama"}
+MODULES: Final = {
+    CHAT: "chat", MESSAGES: "messages", OLLAMA: "ollama", GENERATE: "generate",
+    EMBED: "embed", EMBED_ONE: "embed_one", EMBEDDINGS: "embeddings",
+}  # fmt: skip
 
 
 @cache
@@ -67,7 +81,7 @@ class TranslatedResponse(Struct, frozen=True):
     @property
     def stream_type(self) -> bytes:
         """The Content-Type of a stream."""
-        return JSON_LINES if self.translation.client == OLLAMA else EVENT_STREAM
+        return JSON_LINES if self.translation.client in (OLLAMA, GENERATE) else EVENT_STREAM
 
     def answer(self, body: bytes) -> bytes:
         """A whole answer. AccelError upstream_failed."""
@@ -98,14 +112,14 @@ def answering_as(
 
 def translation_for(path: str, tasks: Collection[Task]) -> Translation | None:
     """How requests to this path are served by an engine with these tasks; None: not by translation."""
-    if path not in OTHERS or NATIVE[path] in tasks:
+    if path not in OTHERS or NATIVE.get(path) in tasks:
         return None
     return next((Translation(path, other) for other in OTHERS[path] if NATIVE[other] in tasks), None)
 
 
 def offered(tasks: frozenset[Task]) -> frozenset[Task]:
     """The tasks of a model with those that are served by translation."""
-    return tasks | {"chat", "messages", "ollama"} if any(task in tasks for task in NATIVE.values()) else tasks
+    return tasks if CHATS.isdisjoint(tasks) else tasks | CHATS
 
 
 class StreamTranslator:

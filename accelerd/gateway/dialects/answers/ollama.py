@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -77,8 +78,16 @@ def _usage(line: Line) -> Usage:
 
 
 def write_answer(answer: Answer, to: Answering) -> Json:
-    message = {"role": "assistant", **said(answer.parts)}
-    return {**_head(to), "message": message, **_end(answer.stop, answer.usage, to, to.leased)}
+    return whole(answer, to, as_message)
+
+
+def whole(answer: Answer, to: Answering, shape: Callable[[Json], Json]) -> Json:
+    """`shape`: how a line has what was said."""
+    return {**_head(to), **shape(said(answer.parts)), **_end(answer.stop, answer.usage, to, to.leased)}
+
+
+def as_message(said: Json) -> Json:
+    return {"message": {"role": "assistant", **said}}
 
 
 def _head(to: Answering) -> Json:
@@ -139,6 +148,8 @@ class Reader:
 class Writer:
     """Writes events as lines. A call is written when it is whole, as Ollama does."""
 
+    shape = staticmethod(as_message)
+
     def __init__(self, to: Answering) -> None:
         self._to = to
         self._calls: list[CallBegin] = []
@@ -179,9 +190,8 @@ class Writer:
     def end(self) -> bytes:
         """The answer is complete."""
         first = self._to.now() if self._first is None else self._first
-        message = {"role": "assistant", "content": ""}
         last = _end(self._stop.reason, self._usage, self._to, first)
-        return self._whole_calls() + _json_line({**_head(self._to), "message": message, **last})
+        return self._whole_calls() + _json_line({**_head(self._to), **self.shape({"content": ""}), **last})
 
     def _whole_calls(self) -> bytes:
         begun, self._calls = self._calls, []
@@ -192,7 +202,7 @@ class Writer:
         )
 
     def _line(self, said: Json) -> bytes:
-        return _json_line({**_head(self._to), "message": {"role": "assistant", **said}, "done": False})
+        return _json_line({**_head(self._to), **self.shape(said), "done": False})
 
     @staticmethod
     def failed(body: Json) -> bytes:

@@ -83,15 +83,20 @@ class Options(Struct, gc=False):
     stop: str | list[str] | None = None
 
 
-class ChatRequest(Struct, gc=False):
-    messages: list[OneMessage]
+class Asked(Struct, gc=False, kw_only=True):
+    """What a chat and a single prompt have in common."""
+
     model: str | None = None
     stream: bool | None = None
-    tools: list[ToolDefinition] | None = None
     format: str | Json | None = None
     options: Options | None = None
     think: bool | str | None = None
     logprobs: bool | None = None
+
+
+class ChatRequest(Asked, gc=False, kw_only=True):
+    messages: list[OneMessage]
+    tools: list[ToolDefinition] | None = None
 
 
 REQUEST: Final = msgspec.json.Decoder(ChatRequest)
@@ -100,6 +105,12 @@ REQUEST: Final = msgspec.json.Decoder(ChatRequest)
 def read_request(body: bytes, engine: str) -> Request:
     """AccelError bad_request, not_supported_by_model. `engine`: the API that it is translated to, for people."""
     asked = request_of(REQUEST, body)
+    tools = (Tool(one.function.name, one.function.description, one.function.parameters) for one in asked.tools or ())
+    return neutral(asked, _messages(asked.messages), engine, tools)
+
+
+def neutral(asked: Asked, messages: Iterable[Message], engine: str, tools: Iterable[Tool] = ()) -> Request:
+    """AccelError not_supported_by_model."""
     if asked.logprobs:
         untranslatable("`logprobs`", "logprobs", engine)
     options = asked.options or Options()
@@ -107,10 +118,10 @@ def read_request(body: bytes, engine: str) -> Request:
     limit = options.num_predict if options.num_predict is not None and options.num_predict >= 0 else None
     schema = None if not asked.format else asked.format if isinstance(asked.format, dict) else {}
     return Request(
-        tuple(_messages(asked.messages)),
+        tuple(messages),
         asked.stream is not False,
         asked.model,
-        tuple(Tool(one.function.name, one.function.description, one.function.parameters) for one in asked.tools or ()),
+        tuple(tools),
         sampling=Sampling(max_tokens=limit, **shared),
         stop=(options.stop,) if isinstance(options.stop, str) else tuple(options.stop or ()),
         schema=schema,
