@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import random
 import zlib
@@ -132,6 +133,7 @@ GOOD = json.dumps(chat()).encode()
         ("deflate", zlib.compress(GOOD)[2:-4]),
         ("deflate", zlib.compress(bytes(3 * PIECE)) + b"{}"),
     ],
+    ids=itertools.count(),  # what gzip writes has the time in it
 )
 @on_both_loops
 async def test_what_cannot_be_unpacked_is_a_bad_request(tmp_path: Path, coding: str, body: bytes) -> None:
