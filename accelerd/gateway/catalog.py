@@ -70,6 +70,12 @@ class Catalog:
             entry = self._model(self._scheduler.snapshot(found.name))
         return entry if variant is None else _of_variant(entry, variant)
 
+    def loaded(self) -> list[tuple[Json, Snapshot]]:
+        """The models that are loaded here, with what is known of them now."""
+        directory = self._router.directory
+        here = [s for s in self._scheduler.snapshots() if s.state is State.READY and not s.spec.elsewhere]
+        return [(self._model(one), one) for one in here if one.spec.name in directory.models and not one.spec.unlisted]
+
     def _model(self, snapshot: Snapshot) -> Json:
         spec, traits = snapshot.spec, self._router.traits(snapshot.spec)
         return {

@@ -28,7 +28,7 @@ from accelerd.gateway.inference_request import InferenceRequest
 from accelerd.gateway.one_by_one import JoinedStreams, bodies_of, joined
 from accelerd.gateway.relay import Relay, never
 from accelerd.gateway.remote_upstream import RemotePool
-from accelerd.gateway.request_body import CompletionBody
+from accelerd.gateway.request_body import CompletionBody, OllamasBody
 from accelerd.gateway.request_router import RequestRouter
 from accelerd.gateway.responses import ASSEMBLED
 from accelerd.gateway.stream_assembly import ask_for_stream, assemble
@@ -95,6 +95,21 @@ class Forwarder:
             self._sweeper.forget(relay)
             self._scheduler.release(lease, None)
             raise
+
+    async def load(self, model: str, keep: float | None, arrived: float) -> None:
+        """Have the model ready, or with `keep` 0 give it up once nobody needs it. AccelError."""
+        if keep == 0:
+            lease = self._scheduler.acquire(model)
+            if lease is None:  # it is not loaded, or others use it
+                return
+        else:
+            ticket = self._scheduler.enqueue(model, arrived)
+            try:
+                lease = await ticket.lease()
+            finally:
+                ticket.leave()
+        lease.keep = keep
+        self._scheduler.release(lease, None)
 
     async def forward(self, request: InferenceRequest, relay: Relay) -> AccelError | None:
         """Go on after `start`: have the request answered through `relay`. An error if no response was sent.
@@ -213,6 +228,8 @@ class Forwarder:
         relay.route, relay.attempt = next(iter(request.target.routes), ""), request.attempts.number
         self._router.health.begin(request.target.model)
         lease.cut, relay.leased = relay.cut, lease.progress
+        if isinstance(request.info, OllamasBody):
+            lease.keep = request.info.keep()
         spec = lease.record.spec
         relay.dialect, relay.traits = self._router.dialect(spec), partial(self._router.traits, spec)
 

@@ -32,7 +32,7 @@ from accelerd.gateway.health import OK, DeviceHealth, full_health, wants_full
 from accelerd.gateway.held_bodies import HeldBodies
 from accelerd.gateway.inference_request import InferenceRequest
 from accelerd.gateway.relay import Relay
-from accelerd.gateway.request_body import FORM, MAX_NAME, boundary_of, content_type, read_form, read_json
+from accelerd.gateway.request_body import FORM, MAX_NAME, OllamasBody, boundary_of, content_type, read_form, read_json
 from accelerd.gateway.request_facts import RequestFacts, RequestInfo
 from accelerd.gateway.request_log import log_answer, log_refusal
 from accelerd.gateway.request_media import NONE as NO_MEDIA
@@ -67,7 +67,8 @@ HEADER_LIST = re.compile(rb"[A-Za-z0-9_, -]{1,1000}")
 CLIENT_GONE = "client_disconnected"  # in the journal
 SESSION_HEADER = b"x-session-id"
 VERSION_HEADER = b"anthropic-version"  # Anthropic's clients send it
-SHOW, TAGS, VERSION = "/api/show", "/api/tags", "/api/version"  # of Ollama's API
+SHOW, TAGS, VERSION, PS, PULL = "/api/show", "/api/tags", "/api/version", "/api/ps", "/api/pull"  # of Ollama's API
+OF_OLLAMA = (SHOW, TAGS, VERSION, PS, PULL)
 READ = (b"GET", b"HEAD")
 HEALTH = frozenset(("/health", "/v1/health"))
 OPEN = HEALTH | {"/", "/v1", "/v1/"}  # that something listens is said without a key
@@ -155,7 +156,7 @@ class Gateway:
                 raise AccelError("method_not_allowed", f"{path} takes POST", allow="POST")
             self._check_body(request, FORM if path in FORMS else JSON_TYPE)
             return None
-        if path == SHOW:
+        if path in (SHOW, PULL):
             if request.method != b"POST":
                 raise AccelError("method_not_allowed", f"{path} takes POST", allow="POST")
             self._check_body(request, JSON_TYPE)
@@ -194,6 +195,8 @@ class Gateway:
         elif path == TAGS:
             self._remotes.touch_offering()
             answer = ollama_catalog.tags(self._catalog.all())
+        elif path == PS:
+            answer = ollama_catalog.running(self._catalog.loaded(), time.time())
         elif path in ("/v1/models", "/models"):
             self._remotes.touch_offering()
             answer = self._catalog.all_for_anthropic() if VERSION_HEADER in request.headers else self._catalog.all()
@@ -258,14 +261,16 @@ class Gateway:
         name: str | None = None  # of the model, as the client has it
         asked: InferenceRequest | None = None
         try:
-            if request.path == SHOW:
-                return self._show(request)
+            if request.path in (SHOW, PULL):
+                return self._show(request) if request.path == SHOW else self._pull(request)
             body, info, kind = self._read(request, request.path)
             name, relay.called = info.model, info.model or ""
             brings = media(body) if kind is JSON_TYPE else NO_MEDIA
             facts = RequestFacts(request.path, info, brings, body, request.headers.get(SESSION_HEADER))
             asked = InferenceRequest(self.router.target(facts), body, kind, facts)
             name = asked.target.model
+            if isinstance(info, OllamasBody) and info.is_empty() and asked.target.translation is not None:
+                return self._prepare(request, connection, asked, relay, info.keep())
             self._forwarder.start(asked, relay)
         except AccelError as error:
             if error.code != "model_not_found" or name is None:
@@ -290,6 +295,42 @@ class Gateway:
         """Ollama's description of a model. AccelError."""
         name = ollama_catalog.shown(b"".join(request.parts))
         response = json_response(ollama_catalog.show(self._catalog.one(name)))
+        return response if request.origin is None else response.readable_by(request.origin)
+
+    def _pull(self, request: HttpRequest) -> Response:
+        """Ollama's clients fetch a model that they miss: one that is here is fetched already. AccelError."""
+        name = ollama_catalog.shown(b"".join(request.parts))
+        try:
+            self.router.directory.find(name)
+        except AccelError:
+            text = f"there is no model {name!r}, and accelerd downloads none by this API"
+            raise AccelError("model_not_found", text, hint="accelctl add hf:ORG/REPO", param="model") from None
+        response = json_response({"status": "success"})
+        return response if request.origin is None else response.readable_by(request.origin)
+
+    async def _prepare(
+        self,
+        request: HttpRequest,
+        connection: ClientConnection,
+        asked: InferenceRequest,
+        relay: Relay,
+        keep: float | None,
+    ) -> Response:
+        """Load a model for a client of Ollama's API that sends nothing to answer, or unload it with `keep` 0."""
+        outcome: str | None = "internal"
+        try:
+            await self._forwarder.load(asked.target.model, keep, relay.began)
+            relay.status, outcome = 200, None
+        except AccelError as error:
+            relay.status, outcome = error.status, error.code
+            return _failed(request, error, asked)
+        except asyncio.CancelledError:
+            outcome = CLIENT_GONE
+            raise
+        finally:
+            log_answer(request, connection, relay, asked.target.model, self._now(), outcome)
+        said = ollama_catalog.prepared(asked.info.model or asked.target.model, request.path, time.time(), keep)
+        response = json_response(said)
         return response if request.origin is None else response.readable_by(request.origin)
 
     async def _finish(
@@ -350,7 +391,8 @@ def _full(request: HttpRequest, path: str) -> bool:
 def _meant(path: str) -> str:
     """What to do for a client that asks for a path that is none of ours."""
     if is_ollamas(path):
-        return "of Ollama's API accelerd has /api/chat, /api/show, /api/tags and /api/version"
+        known = sorted({*OF_OLLAMA, *filter(is_ollamas, TASKS)})
+        return f"of Ollama's API accelerd has {', '.join(known)}; models are added by accelctl add"
     ends = [known for known in PATH_ALIASES if path.endswith(known)]
     return f"set the client's base URL so that it asks for {PATH_ALIASES[max(ends, key=len)]}" if ends else ""
 

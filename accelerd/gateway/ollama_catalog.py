@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -10,12 +11,15 @@ from msgspec import Struct
 
 from accelerd.gateway.dialects.neutral import request_of
 from accelerd.gateway.request_body import MAX_NAME
-from accelerd.gateway.responses import iso_date
+from accelerd.gateway.responses import GENERATE, iso_date
+from accelerd.memory.model import RAM
+from accelerd.scheduler.record import Snapshot
 
 Json = dict[str, Any]
 VERSION: Final = "0.13.0"  # of Ollama, whose API this is: clients ask for the one that they need
 # What Ollama calls our capabilities, in its order.
 WORDS: Final = {"chat": "completion", "embeddings": "embedding", "tools": "tools", "vision": "vision"}
+FOREVER: Final = 100 * 365 * 86400.0  # s, of a model that stays
 UNKNOWN: Final = "unknown"  # of the architecture, which only the model's file says
 
 
@@ -49,6 +53,31 @@ def _tag(model: Json) -> Json:
         "details": _details(),
         "capabilities": _capabilities(model),
     }
+
+
+def running(models: Sequence[tuple[Json, Snapshot]], now: float) -> Json:
+    """The answer to GET /api/ps. `models`: each with its entry in GET /v1/models; `now`: since 1970."""
+    return {"models": [_running(model, snapshot, now) for model, snapshot in models]}
+
+
+def _running(model: Json, snapshot: Snapshot, now: float) -> Json:
+    limit, held = snapshot.idle_timeout, snapshot.held
+    left = FOREVER if limit is None or snapshot.unevictable else limit - (snapshot.idle or 0.0)
+    tag = _tag(model)
+    return {
+        **{name: tag[name] for name in ("name", "model", "digest", "details")},
+        "size": sum(held.values()),
+        "size_vram": sum(size for pool, size in held.items() if pool != RAM),
+        "expires_at": iso_date(now + max(0.0, left)),
+        "context_length": model["context_length"] or 0,
+    }
+
+
+def prepared(name: str, path: str, now: float, keep: float | None) -> Json:
+    """The answer to a request with nothing to answer. `keep`: 0 for a model that is given up."""
+    said = {"response": ""} if path == GENERATE else {"message": {"role": "assistant", "content": ""}}
+    done = {"done": True, "done_reason": "unload" if keep == 0 else "load"}
+    return {"model": name, "created_at": iso_date(now), **said, **done}
 
 
 def show(model: Json) -> Json:

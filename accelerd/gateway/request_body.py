@@ -38,6 +38,9 @@ DISPOSITION = re.compile(
 PARAMETER = re.compile(rb";[ \t]*([^=]+)=(?:\"((?:[^\"\\]|\\.)*)\"|([^\s\";]+))")
 # In JSON whose strings have no quotes in them: where an object begins or ends, a string, or a key (1).
 TOKEN = re.compile(rb'\{|\}|"[^"]*"([ \t\r\n]*:)?')
+GO_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)")
+GO_DURATION = re.compile(rf"[-+]?(?:0|(?:{GO_PART.pattern})+)")
+UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 ONCE = ("model", "stream", "file")  # fields of a form that cannot be repeated
 
 
@@ -101,21 +104,57 @@ class MessagesBody(JsonBody, gc=False, kw_only=True):
     messages: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
 
 
-class OllamaBody(MessagesBody, gc=False, kw_only=True):
+class OllamasBody(JsonBody, gc=False, kw_only=True):
+    """Of a request in Ollama's API."""
+
     stream: bool | None = True
+    keep_alive: float | str | None = None
 
     def __post_init__(self) -> None:
         if self.stream is None:
             self.stream = True
+        self.keep()  # msgspec says that a ValueError is the client's
+
+    def keep(self) -> float | None:
+        """Seconds that the model is to stay afterwards; None: as long as the configuration says. ValueError."""
+        seconds = go_seconds(self.keep_alive) if isinstance(self.keep_alive, str) else self.keep_alive
+        return None if seconds is None or not seconds >= 0 else seconds
+
+    def is_empty(self) -> bool:
+        """Is there nothing to answer? Then the model is to be loaded, or with `keep_alive` 0 unloaded."""
+        return False
 
 
-class GenerateBody(JsonBody, gc=False, kw_only=True):
+class OllamaBody(OllamasBody, gc=False, kw_only=True):
+    messages: Annotated[list[msgspec.Raw], msgspec.Meta(max_length=MAX_ITEMS)] = []
+
+    def is_empty(self) -> bool:
+        return not self.messages
+
+
+class GenerateBody(OllamasBody, gc=False, kw_only=True):
+    prompt: str = ""
+
+    def is_empty(self) -> bool:
+        return not self.prompt
+
+
+class EmbedBody(OllamasBody, gc=False, kw_only=True):
+    input: msgspec.Raw
+    stream: bool | None = False
+
+
+class EmbedOneBody(OllamasBody, gc=False, kw_only=True):
     prompt: str
-    stream: bool | None = True
+    stream: bool | None = False
 
-    def __post_init__(self) -> None:
-        if self.stream is None:
-            self.stream = True
+
+def go_seconds(text: str) -> float:
+    """A duration as Go writes it, such as "1h30m", "-1s" or "0". ValueError."""
+    if GO_DURATION.fullmatch(text) is None:
+        raise ValueError(f"Invalid duration {text[:40]!r}")
+    seconds = sum(float(number) * UNITS[unit] for number, unit in GO_PART.findall(text))
+    return -seconds if text.startswith("-") else seconds
 
 
 DECODERS: dict[str, msgspec.json.Decoder[JsonBody]] = {
@@ -132,8 +171,8 @@ DECODERS: dict[str, msgspec.json.Decoder[JsonBody]] = {
     "/v1/images/generations": msgspec.json.Decoder(PromptBody),
     "/api/chat": msgspec.json.Decoder(OllamaBody),
     "/api/generate": msgspec.json.Decoder(GenerateBody),
-    "/api/embed": msgspec.json.Decoder(InputBody),
-    "/api/embeddings": msgspec.json.Decoder(PromptBody),
+    "/api/embed": msgspec.json.Decoder(EmbedBody),
+    "/api/embeddings": msgspec.json.Decoder(EmbedOneBody),
 }
 
 

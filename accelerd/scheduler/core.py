@@ -124,7 +124,7 @@ class Core:
             return  # the instance ended first
         record.active.discard(lease)
         if not record.active:
-            record.last_used = self._clock.monotonic()
+            record.last_used, record.keep = self._clock.monotonic(), lease.keep
             self._events.publish(ModelInUse(record.spec, False))
         if ok is True:
             record.bad_outcomes = 0

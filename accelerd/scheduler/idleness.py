@@ -67,8 +67,7 @@ class Idleness:
             if self._due(record) > now:
                 continue
             if record.state is State.READY:
-                assert record.spec.idle_timeout is not None
-                self._admission.evict(record, f"idle for {record.spec.idle_timeout:.0f} s", beside=NOTHING)
+                self._admission.evict(record, _why(record), beside=NOTHING)
             elif record.state is State.ASLEEP:
                 self._admission.stop(record, f"asleep for {now - record.since:.0f} s")
             elif record.slept_at is not None and now < record.slept_at + SLEEP_PATIENCE:
@@ -88,8 +87,8 @@ class Idleness:
             return min(record.slept_at + SLEEP_PATIENCE, self._looked_at + LOOK_AGAIN)
         if record.active or record.waiting or record.unevictable or record.spec.elsewhere:
             return math.inf
-        if record.state is State.READY and record.spec.idle_timeout is not None:
-            return record.last_used + record.spec.idle_timeout
+        if record.state is State.READY and (limit := record.idle_timeout) is not None:
+            return record.last_used + limit
         if record.state is State.ASLEEP and record.spec.sleep_timeout is not None:
             return record.since + record.spec.sleep_timeout
         return math.inf
@@ -102,3 +101,8 @@ class Idleness:
         """Bytes that it was seen to have of devices, and that are reserved for it there."""
         left = sum(size for pool, size in record.used.items() if pool != RAM)
         return left, sum(size for pool, size in record.held().items() if pool != RAM)
+
+
+def _why(record: ModelRecord) -> str:
+    by_client = record.idle_timeout != record.spec.idle_timeout
+    return f"idle for {record.idle_timeout:.0f} s" + (", as its client asked (keep_alive)" if by_client else "")

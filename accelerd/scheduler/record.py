@@ -30,7 +30,7 @@ LEAST_LOAD = 0.5  # s: starting the program alone
 class Lease:
     """The right to use a ready model. Held by one request; while it is held nobody may evict the model."""
 
-    __slots__ = ("cut", "endpoint", "instance", "progress", "record", "secret")
+    __slots__ = ("cut", "endpoint", "instance", "keep", "progress", "record", "secret")
 
     def __init__(self, record: ModelRecord, instance: int, endpoint: Endpoint, secret: str, now: float) -> None:
         self.record = record
@@ -38,6 +38,7 @@ class Lease:
         self.endpoint = endpoint
         self.secret = secret
         self.cut: Callable[[AccelError], None] | None = None  # called before the engine is stopped; must not call back
+        self.keep: float | None = None  # seconds that the client wants the model to stay after it; None: as configured
         self.progress = now  # when the engine last sent something for this request; updated by the relay
 
     @property
@@ -124,6 +125,7 @@ class ModelRecord:
     started_at: float = 0.0
     active: set[Lease] = field(default_factory=set)
     last_used: float = 0.0  # end of the last lease, or the moment it became ready
+    keep: float | None = None  # what the last lease said, see there
     adopted: bool = False  # an earlier daemon started it
     unsure: bool = False  # … and what it has reserved is by a provisional forecast
     earned: bool = False  # in this life it has served somebody who waited: it may stay a while
@@ -203,6 +205,12 @@ class ModelRecord:
     @property
     def occupied(self) -> bool:
         return self.state in OCCUPIED
+
+    @property
+    def idle_timeout(self) -> float | None:
+        """Seconds without requests after which it leaves its device: a client may want less than its settings say."""
+        limits = (self.spec.idle_timeout, self.keep)
+        return min((limit for limit in limits if limit is not None), default=None)
 
     @property
     def unevictable(self) -> bool:
@@ -307,6 +315,7 @@ class Snapshot(Struct, frozen=True):
     holds: tuple[str, ...] = ()  # for whom it is held
     missing: bool = False  # its files are not on this machine
     download: DownloadProgress | None = None  # while they are downloaded
+    idle_timeout: float | None = None  # seconds; None: it stays
 
     @property
     def unevictable(self) -> bool:
@@ -354,4 +363,5 @@ def snapshot(record: ModelRecord, now: float, residues: tuple[Residue, ...]) -> 
         holds=tuple(record.holds),
         missing=record.forecast.missing,
         download=record.download,
+        idle_timeout=record.idle_timeout,
     )

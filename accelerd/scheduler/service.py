@@ -131,7 +131,7 @@ class Scheduler(Core):
         """End a lease. `ok`: the engine did its work, failed, or (None) it cannot be said."""
         super().release(lease, ok)
         record = lease.record
-        timeout = None if record.spec.elsewhere else record.spec.idle_timeout
+        timeout = None if record.spec.elsewhere else record.idle_timeout
         if not record.active and timeout is not None and record.last_used + timeout < self._armed:
             self._rearm()
 

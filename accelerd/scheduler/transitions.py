@@ -170,7 +170,7 @@ class Transitions:
         self._next_instance += 1
         self.instances[instance] = record
         record.started_at, record.retry_at, record.adopted = self.clock.monotonic(), None, adopted
-        record.earned = adopted
+        record.earned, record.keep = adopted, None
         record.unsure = adopted and record.forecast.provisional
         record.used, record.peak, record.settled = {}, {}, False
         record.offloaded, record.asleep, record.slept_at = {}, False, None

@@ -318,7 +318,8 @@ async def bench(
         instances = Instances(scheduler, Endpoint(unix=str(engine.path)))
         needless: Any = Needless()
         scheduler.attach(instances, needless, lambda: False, needless)
-        scheduler.configure([(replace(m, idle_timeout=None), ONE_BYTE) for m in models], scheduling, limits)
+        stays = [replace(m, idle_timeout=None) if m.idle_timeout == ModelSpec("").idle_timeout else m for m in models]
+        scheduler.configure([(m, ONE_BYTE) for m in stays], scheduling, limits)
         tcp, local = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX)
         local.bind(str(directory / "a.sock"))
         local.listen()

@@ -10,11 +10,13 @@ import pytest
 
 from accelerd.config.model import ModelSpec, ServerSettings
 from accelerd.config.variants import Variant
-from tests.gateway.bench import bench, chunk, on_both_loops, plain
+from accelerd.scheduler.lifecycle import State
+from tests.gateway.bench import Bench, bench, chunk, on_both_loops, plain, until
 from tests.gateway.client import Response
 from tests.gateway.test_translated import (
     CHAT,
     ERRORS,
+    HELLO,
     LINES_HEAD,
     MESSAGES,
     NAMES,
@@ -154,7 +156,14 @@ async def test_embeddings(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("path", "body"),
-    [(EMBED, {"input": 3}), (EMBED, {}), (EMBED, {"input": ["a", 1]}), (EMBED_ONE, {"input": "a"}), (GENERATE, {})],
+    [
+        (EMBED, {"input": 3}),
+        (EMBED, {}),
+        (EMBED, {"input": ["a", 1]}),
+        (EMBED_ONE, {"input": "a"}),
+        (GENERATE, {"prompt": 1}),
+        (GENERATE, {"prompt": "a", "keep_alive": "5 minutes"}),
+    ],
 )
 @on_both_loops
 async def test_what_is_not_valid_is_said_in_its_shape(tmp_path: Path, path: str, body: dict[str, Any]) -> None:
@@ -171,3 +180,95 @@ async def test_embeddings_that_are_none(tmp_path: Path) -> None:
             b.engine.says(plain(answer))
             refused = await c.ask(path=EMBED, body={"model": "m", "input": "a"})
             assert (refused.status, set(refused.json())) == (502, {"error"})
+
+
+# --- how long a model stays -----------------------------------------------------------------------------------------
+
+
+def limit(b: Bench) -> float | None:
+    """Seconds after which the model is unloaded now."""
+    return b.scheduler.snapshot("m").idle_timeout
+
+
+@pytest.mark.parametrize(
+    ("keep_alive", "configured", "expected"),
+    [
+        ("5m", None, 300), (30, None, 30), ("1h30m", 60.0, 60.0), ("45.5s", 60.0, 45.5), (-1, 60.0, 60.0),
+        ("-1m", None, None), (None, 60.0, 60.0), ("59999ms", 60.0, 59.999), (1e300, 60.0, 60.0),
+    ],
+)  # fmt: skip
+@on_both_loops
+async def test_a_client_may_shorten_how_long_a_model_stays_and_never_lengthen(
+    tmp_path: Path, keep_alive: Any, configured: float | None, expected: float | None
+) -> None:
+    spec = ModelSpec("m", engine="flm", model="x", parallel=2, idle_timeout=configured)
+    async with bench(tmp_path, models=[spec], others={"flm": only(CHAT, "embeddings")}) as b, await b.client() as c:
+        for path, more, answer in (
+            (OLLAMA, {"messages": HELLO}, streamed(CHAT, "text")),
+            (GENERATE, {"prompt": "a"}, streamed(CHAT, "text")),
+            (EMBED, {"input": "a"}, [VECTORS]),
+            (GENERATE, {}, []),
+        ):
+            b.engine.says(*answer)
+            assert (await c.ask(path=path, body={"model": "m", "keep_alive": keep_alive, **more})).status == 200
+            await until(lambda: b.scheduler.snapshot("m").leases == 0, "it has ended")
+            assert limit(b) == expected
+            b.engine.says(*streamed(CHAT, "text"))
+            assert (await c.ask(path=OLLAMA, body={"model": "m", "messages": HELLO})).status == 200
+            await until(lambda: b.scheduler.snapshot("m").leases == 0, "it has ended")
+            assert limit(b) == configured, "the next one has said nothing of it"
+
+
+@pytest.mark.parametrize(("path", "more"), [(GENERATE, {}), (GENERATE, {"prompt": ""}), (OLLAMA, {"messages": []})])
+@on_both_loops
+async def test_a_request_with_nothing_to_answer_loads_and_unloads(
+    tmp_path: Path, path: str, more: dict[str, Any]
+) -> None:
+    async with table(tmp_path, CHAT) as b, await b.client() as c:
+        unloaded = await c.ask(path=path, body={"model": "m", "keep_alive": 0, **more})
+        assert (unloaded.status, unloaded.json()["done_reason"]) == (200, "unload"), "it was not loaded"
+        assert b.scheduler.snapshot("m").state is State.STOPPED
+        loaded = await c.ask(path=path, body={"model": "m", **more})
+        answer = loaded.json()
+        assert (loaded.status, answer["done"], answer["done_reason"], answer["model"]) == (200, True, "load", "m")
+        assert ("message" in answer, "response" in answer) == (path == OLLAMA, path == GENERATE)
+        assert b.scheduler.snapshot("m").state is State.READY
+        found = (await c.ask(path="/api/ps", method="GET")).json()["models"]
+        assert [(one["name"], one["size_vram"]) for one in found] == [("m", 0)]
+        assert (await c.ask(path=path, body={"model": "m", "keep_alive": "0s", **more})).json()[
+            "done_reason"
+        ] == "unload"
+        await until(lambda: b.scheduler.snapshot("m").state is State.STOPPED, "it is unloaded")
+        assert (await c.ask(path="/api/ps", method="GET")).json() == {"models": []}
+        assert b.engine.requests == []
+        unknown = await c.ask(path=path, body={"model": "nobody", **more})
+        assert (unknown.status, "nobody" in unknown.json()["error"]) == (404, True)
+
+
+@on_both_loops
+async def test_a_model_that_stays_is_not_unloaded_by_a_client(tmp_path: Path) -> None:
+    spec = ModelSpec("m", engine="flm", model="x", parallel=2, pin=True)
+    async with bench(tmp_path, models=[spec], others={"flm": only(CHAT)}) as b, await b.client() as c:
+        assert (await c.ask(path=GENERATE, body={"model": "m"})).status == 200
+        assert (await c.ask(path=GENERATE, body={"model": "m", "keep_alive": 0})).status == 200
+        b.engine.says(*streamed(CHAT, "text"))
+        assert (await c.ask(path=GENERATE, body={"model": "m", "prompt": "a", "keep_alive": 0})).status == 200
+        (one,) = (await c.ask(path="/api/ps", method="GET")).json()["models"]
+        assert one["expires_at"] > "2100"
+        assert b.scheduler.snapshot("m").state is State.READY
+
+
+@on_both_loops
+async def test_what_is_here_need_not_be_pulled(tmp_path: Path) -> None:
+    async with table(tmp_path, CHAT) as b, await b.client() as c:
+        for stream in (True, False):
+            assert (await c.ask(path="/api/pull", body={"model": "m", "stream": stream})).json() == {
+                "status": "success"
+            }
+        refused = await c.ask(path="/api/pull", body={"name": "llama3.2"})
+        assert (refused.status, set(refused.json())) == (404, {"error"})
+        assert "accelctl add" in refused.json()["error"]
+        assert (await c.ask(path="/api/pull", method="GET")).status == 405
+        for path in ("/api/create", "/api/push", "/api/copy"):
+            answer = await c.ask(path=path, body={"model": "m"})
+            assert (answer.status, "/api/generate" in answer.json()["error"]) == (404, True)
