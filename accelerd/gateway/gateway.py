@@ -69,6 +69,7 @@ SESSION_HEADER = b"x-session-id"
 VERSION_HEADER = b"anthropic-version"  # Anthropic's clients send it
 SHOW, TAGS, VERSION, PS, PULL = "/api/show", "/api/tags", "/api/version", "/api/ps", "/api/pull"  # of Ollama's API
 OF_OLLAMA = (SHOW, TAGS, VERSION, PS, PULL)
+OPENAPI = "/openapi.json"
 READ = (b"GET", b"HEAD")
 HEALTH = frozenset(("/health", "/v1/health"))
 OPEN = HEALTH | {"/", "/v1", "/v1/"}  # that something listens is said without a key
@@ -100,6 +101,7 @@ class Gateway:
         self.devices: Callable[[], Sequence[DeviceHealth]] = tuple  # that were found the last time
         self.make_control: Callable[[], Control] | None = None  # called in a thread, with the first control request
         self._control_server: ControlServer | None = None
+        self._openapi: Response | None = None  # made with the first request for it
         events.subscribe(ModelTransition, self.on_transition)
 
     def configure(self, settings: ServerSettings, keys: tuple[bytes, ...]) -> None:
@@ -170,6 +172,11 @@ class Gateway:
         response = answer if isinstance(answer, Response) else json_response(answer)
         return response if request.origin is None else response.readable_by(request.origin)
 
+    def _document(self) -> Response:
+        if self._openapi is None:
+            self._openapi = json_response(importlib.import_module("accelerd.gateway.openapi").document())
+        return self._openapi
+
     def _check_body(self, request: HttpRequest, kind: str) -> None:
         """AccelError when the body is of the wrong kind or says that it is too large."""
         headers, limit = request.headers, self._settings.max_body
@@ -190,6 +197,8 @@ class Gateway:
             answer = front_page(headers.get(b"host", b"localhost").decode("latin-1"), headers.get(b"accept", b""))
         elif path in OPEN:
             answer = full_health(self._scheduler, self.devices()) if _full(request, path) else OK
+        elif path == OPENAPI:
+            answer = self._document()
         elif path == VERSION:
             answer = {"version": ollama_catalog.VERSION}
         elif path == TAGS:

@@ -11,7 +11,7 @@ import os
 import socketserver
 import sys
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 KEYS = ("PROGRAM_KEY", "VLLM_API_KEY", "API_KEY")
@@ -21,6 +21,8 @@ CHAT = json.dumps(
     {"id": "1", "object": "chat.completion", "created": 1, "model": "inner",
      "choices": [{"index": 0, "message": HELLO, "finish_reason": "stop"}]}
 ).encode()  # fmt: skip
+EMBEDDING = b'{"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.5]}]}'
+COMPLETION = b'{"id": "1", "object": "text_completion", "created": 1, "choices": [{"index": 0, "text": "hello"}]}'
 CHUNKS = [
     b"data: %b\n\n" % json.dumps(
         {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "inner",
@@ -47,6 +49,12 @@ class Answers(BaseHTTPRequestHandler):
         elif self.path == "/v1/chat/completions":
             streams = json.loads(body).get("stream")
             self.answer(200, b"".join(CHUNKS) if streams else CHAT, EVENTS if streams else JSON)
+        elif self.path == "/v1/embeddings":
+            self.answer(200, EMBEDDING)
+        elif self.path == "/v1/completions":
+            self.answer(200, COMPLETION)
+        elif self.path == "/v1/audio/speech":
+            self.answer(200, b"RIFF....WAVE", "audio/wav")
         elif self.path == "/v1/images/generations":
             self.answer(200, b'{"created": 1, "data": [{"b64_json": "aGVsbG8="}]}')
         else:
@@ -92,8 +100,8 @@ KEY = (
 if __name__ == "__main__":
     note(argv=sys.argv[1:], rest=REST)
     server = (
-        socketserver.UnixStreamServer(ARGS.socket, Answers)
+        socketserver.ThreadingUnixStreamServer(ARGS.socket, Answers)
         if ARGS.socket
-        else HTTPServer(("127.0.0.1", ARGS.port), Answers)
+        else ThreadingHTTPServer(("127.0.0.1", ARGS.port), Answers)
     )
     server.serve_forever()
