@@ -139,14 +139,20 @@ class GenerateBody(OllamasBody, gc=False, kw_only=True):
         return not self.prompt
 
 
-class EmbedBody(OllamasBody, gc=False, kw_only=True):
+class OllamasEmbedding(OllamasBody, gc=False, kw_only=True):
+    """Its answer is no stream, whatever it says."""
+
+    def __post_init__(self) -> None:
+        self.stream = False
+        self.keep()
+
+
+class EmbedBody(OllamasEmbedding, gc=False, kw_only=True):
     input: msgspec.Raw
-    stream: bool | None = False
 
 
-class EmbedOneBody(OllamasBody, gc=False, kw_only=True):
+class EmbedOneBody(OllamasEmbedding, gc=False, kw_only=True):
     prompt: str
-    stream: bool | None = False
 
 
 def go_seconds(text: str) -> float:

@@ -173,6 +173,16 @@ async def test_what_is_not_valid_is_said_in_its_shape(tmp_path: Path, path: str,
         assert b.engine.requests == []
 
 
+@pytest.mark.parametrize("stream", [None, True, False])
+@pytest.mark.parametrize(("path", "field"), [(EMBED, "input"), (EMBED_ONE, "prompt")])
+@on_both_loops
+async def test_embeddings_are_no_stream(tmp_path: Path, path: str, field: str, stream: bool | None) -> None:
+    async with table(tmp_path, CHAT, "embeddings") as b, await b.client() as c:
+        b.engine.says(VECTORS)
+        answer = await c.ask(path=path, body={"model": "m", field: "a", "stream": stream})
+        assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+
+
 @on_both_loops
 async def test_embeddings_that_are_none(tmp_path: Path) -> None:
     async with table(tmp_path, CHAT, "embeddings") as b, await b.client() as c:
