@@ -198,5 +198,24 @@ def ollama_models(target: Target) -> Any:
     return [one.model for one in client.list().models], shown.capabilities, len(shown.modelinfo)
 
 
+@check
+def ollama_generate(target: Target) -> Any:
+    client = Client(host=target.root)
+    asked: dict[str, Any] = {"model": CHAT, "prompt": "good day", "system": "be brief", "options": {"num_predict": 64}}
+    whole, lines = client.generate(**asked), list(client.generate(**asked, stream=True, keep_alive="5m"))
+    text = "".join(one.response for one in lines)
+    return whole.response, whole.done_reason, whole.eval_count, text, once(one.done for one in lines)
+
+
+@check
+def ollama_loads(target: Target) -> Any:
+    client = Client(host=target.root)
+    loaded = client.generate(CHAT), client.chat(CHAT), client.pull(CHAT)
+    running = [one.model for one in client.ps().models]
+    unknown, unwanted = refused(lambda: client.pull("nobody")), refused(lambda: client.delete(CHAT))
+    refusals = unknown["status_code"], unwanted["status_code"]
+    return [one.done_reason for one in loaded[:2]], loaded[2].status, CHAT in running, refusals
+
+
 if __name__ == "__main__":
     main()
