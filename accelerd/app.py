@@ -210,6 +210,7 @@ class Parts(ControlParts):
         self.gateway.devices = lambda: [
             DeviceHealth(one.id, one.kind, one.name, one.problem) for one in devices.current()
         ]
+        self.gateway.monitor.plan_of = self._plan_of
         self.gateway.router.waiting_inside = EngineQueues(self._plan_of, events).waiting
         self.router = self.gateway.router
         self.offered = OfferedModels(remotes, self.router, self.models, events)

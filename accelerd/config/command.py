@@ -22,7 +22,7 @@ from accelerd.config.problems import closest
 
 CommandTask = Literal[
     "chat", "completions", "embeddings", "rerank", "transcription", "speech", "images", "messages", "responses",
-    "tools", "vision", "audio", "ollama",
+    "tools", "vision", "audio", "ollama", "llama-server",
 ]  # fmt: skip
 _BRACED: Final = re.compile(r"\{\{([A-Za-z_]\w*)\}\}|\{([A-Za-z_]\w*)\}", re.ASCII)  # a literal one, a placeholder
 PLACEHOLDERS: Final = ("port", "socket", "model", "name", "key_file", "context", "parallel")
@@ -94,7 +94,8 @@ class CommandSettings:
     api: tuple[CommandTask, ...] = key(
         each_once(CommandTask),
         (),
-        'What it can do, as in `capabilities` of GET /v1/models; "ollama" is a chat by Ollama\'s API (/api/chat).',
+        'What it can do, as in `capabilities` of GET /v1/models; "ollama" is a chat by Ollama\'s API (/api/chat), '
+        '"llama-server" llama-server\'s own paths (/completion, /tokenize, …).',
     )
     paths: tuple[str, ...] = key(
         each_once(toml.PathPair, _before_equals, "error"),

@@ -19,7 +19,7 @@ from accelerd.config.keys import array, key, named
 RemoteApi = Literal["openai", "anthropic", "ollama", "accelerd"]
 RemoteTask = Literal[
     "chat", "completions", "embeddings", "rerank", "transcription", "speech", "images", "messages", "responses",
-    "tools", "vision", "audio", "ollama",
+    "tools", "vision", "audio", "ollama", "llama-server",
 ]  # fmt: skip
 # What somebody has put on a machine is few and meant to be used; of a cloud's list nobody has chosen anything.
 OFFERED: Final[Mapping[RemoteApi, tuple[str, ...]]] = {

@@ -227,7 +227,7 @@ class Dialect(Struct, frozen=True):
 
 Task = Literal[
     "chat", "completions", "embeddings", "rerank", "transcription", "speech", "images", "messages", "responses",
-    "tools", "vision", "audio", "files", "ollama",
+    "tools", "vision", "audio", "files", "ollama", "llama-server",
 ]  # fmt: skip
 
 

@@ -151,8 +151,8 @@ def kind_of(snapshot: Snapshot, traits: Traits) -> str:
 
 
 def capabilities(traits: Traits) -> list[str]:
-    """What the model can be asked for, natively or by translation. Ollama's API is another way to chat."""
-    return sorted(offered(traits.tasks) - {"ollama"})
+    """What the model can be asked for, natively or by translation. The APIs of single programs are no capabilities."""
+    return sorted(offered(traits.tasks) - {"ollama", "llama-server"})
 
 
 def _context(spec: ModelSpec, traits: Traits) -> int | None:

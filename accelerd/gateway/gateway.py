@@ -26,13 +26,24 @@ from accelerd.gateway.access import Access
 from accelerd.gateway.catalog import Catalog
 from accelerd.gateway.connection import ClientConnection, refusal, too_large
 from accelerd.gateway.content_coding import coding_of, unpack
+from accelerd.gateway.engine_monitor import MONITORED, SLOT, EngineMonitor, check_unchanging
 from accelerd.gateway.forward import Forwarder
 from accelerd.gateway.front_page import front_page
 from accelerd.gateway.health import OK, DeviceHealth, full_health, wants_full
 from accelerd.gateway.held_bodies import HeldBodies
 from accelerd.gateway.inference_request import InferenceRequest
+from accelerd.gateway.preflight import preflight
 from accelerd.gateway.relay import Relay
-from accelerd.gateway.request_body import FORM, MAX_NAME, OllamasBody, boundary_of, content_type, read_form, read_json
+from accelerd.gateway.request_body import (
+    FORM,
+    MAX_NAME,
+    OllamasBody,
+    boundary_of,
+    content_type,
+    model_in_query,
+    read_form,
+    read_json,
+)
 from accelerd.gateway.request_facts import RequestFacts, RequestInfo
 from accelerd.gateway.request_log import log_answer, log_refusal
 from accelerd.gateway.request_media import NONE as NO_MEDIA
@@ -63,7 +74,6 @@ if TYPE_CHECKING:
 
 ENDING = frozenset(State) - {State.STARTING, State.READY, State.DRAINING}  # no request is sent to the instance any more
 BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
-HEADER_LIST = re.compile(rb"[A-Za-z0-9_, -]{1,1000}")
 CLIENT_GONE = "client_disconnected"  # in the journal
 SESSION_HEADER = b"x-session-id"
 VERSION_HEADER = b"anthropic-version"  # Anthropic's clients send it
@@ -71,6 +81,7 @@ SHOW, TAGS, VERSION, PS, PULL = "/api/show", "/api/tags", "/api/version", "/api/
 OF_OLLAMA = (SHOW, TAGS, VERSION, PS, PULL)
 OPENAPI = "/openapi.json"
 READ = (b"GET", b"HEAD")
+NAMED = ("/v1/models/", "/models/", "/api/v1/models/")  # and then the name of one
 HEALTH = frozenset(("/health", "/v1/health"))
 OPEN = HEALTH | {"/", "/v1", "/v1/"}  # that something listens is said without a key
 
@@ -95,6 +106,7 @@ class Gateway:
         self._access: Access
         self._settings: ServerSettings
         self.upstreams = Upstreams()
+        self.monitor = EngineMonitor(self._now, scheduler, self.router)
         self.sweeper = Sweeper(asyncio.get_running_loop(), clock)
         self.bodies = HeldBodies(asyncio.get_running_loop())
         self._forwarder = Forwarder(self._now, scheduler, self.router, self.upstreams, self.sweeper, remotes)
@@ -146,7 +158,7 @@ class Gateway:
                 if origin is not None:
                     request.origin = origin.decode("latin-1")
                     if request.method == b"OPTIONS":
-                        return _preflight(request, request.origin)
+                        return preflight(request, request.origin)
             return self._admit_path(request, path)
         except AccelError as error:
             response = error_response(error, ANTHROPIC if VERSION_HEADER in request.headers else path)
@@ -162,6 +174,9 @@ class Gateway:
             if request.method != b"POST":
                 raise AccelError("method_not_allowed", f"{path} takes POST", allow="POST")
             self._check_body(request, JSON_TYPE)
+            return None
+        if path in MONITORED or path.startswith(SLOT):
+            check_unchanging(request.method, path)
             return None
         if not path.startswith("/"):
             raise AccelError("bad_request", "the request target must be a path")
@@ -209,8 +224,8 @@ class Gateway:
         elif path in ("/v1/models", "/models"):
             self._remotes.touch_offering()
             answer = self._catalog.all_for_anthropic() if VERSION_HEADER in request.headers else self._catalog.all()
-        elif path.startswith(("/v1/models/", "/models/")):
-            name = _name_in(path.removeprefix("/v1").removeprefix("/models/"))
+        elif path.startswith(NAMED):
+            name = _name_in(path.partition("/models/")[2])
             anthropic = VERSION_HEADER in request.headers
             answer = self._catalog.one_for_anthropic(name) if anthropic else self._catalog.one(name)
         else:
@@ -272,6 +287,8 @@ class Gateway:
         try:
             if request.path in (SHOW, PULL):
                 return self._show(request) if request.path == SHOW else self._pull(request)
+            if request.path in MONITORED:
+                return self.monitor.respond(request, connection)
             body, info, kind = self._read(request, request.path)
             name, relay.called = info.model, info.model or ""
             brings = media(body) if kind is JSON_TYPE else NO_MEDIA
@@ -371,9 +388,12 @@ class Gateway:
                 body, form = edited_form(variant, body, form, path)
             return body, form, content_type(boundary)
         info = read_json(path, body)
+        if info.model is None and b"?" in request.target:
+            info.model = model_in_query(request.target)
         if (variant := self.router.variant(path, info.model)) is not None:
-            body = edited(variant, body, path)
+            named, body = info.model, edited(variant, body, path)
             info = read_json(path, body)
+            info.model = named
         return body, info, JSON_TYPE
 
 
@@ -415,19 +435,3 @@ def _name_in(path: str) -> str:
     except ValueError:
         text = f"there is no model {path[:MAX_NAME]!r}: its name is not valid percent-encoding"
         raise AccelError("model_not_found", text, param="model") from None
-
-
-def _preflight(request: HttpRequest, origin: str) -> Response:
-    """May the page send what it wants to send? An allowed one may send any header: SDKs have many of their own."""
-    wanted = request.headers.get(b"access-control-request-headers", b"")
-    allowed = wanted.decode() if HEADER_LIST.fullmatch(wanted) else "Authorization, Content-Type"
-    headers = {
-        "Access-Control-Allow-Origin": origin,
-        "Access-Control-Allow-Methods": "GET, POST",
-        "Access-Control-Allow-Headers": allowed,
-        "Access-Control-Max-Age": "600",
-        "Vary": "Origin, Access-Control-Request-Headers",
-    }
-    if request.headers.get(b"access-control-request-private-network") == b"true":
-        headers["Access-Control-Allow-Private-Network"] = "true"
-    return Response(204, b"", headers)

@@ -13,6 +13,7 @@ import msgspec
 from accelerd import __version__
 from accelerd.base import names
 from accelerd.base.errors import KINDS
+from accelerd.gateway.engine_monitor import MONITORED
 from accelerd.gateway.health import FullHealth, Health
 from accelerd.gateway.ollama_catalog import ShowRequest
 from accelerd.gateway.request_body import DECODERS, FORM, MAX_NAME
@@ -198,11 +199,13 @@ def reads() -> Json:
         "description": "Asks for Anthropic's.",
     }
     full = {"name": "full", "in": "query", "schema": TEXT, "description": "Also queue, models, memory and devices."}
+    model = {"name": "model", "in": "query", "schema": TEXT, "description": "Of several models, which."}
     page = {"text/plain": {"schema": TEXT}, "text/html": {"schema": TEXT}}
     return {
         "/": {"get": read("/", "What this is, for people.", page)},
         "/health": {"get": read("/health", "That it listens.", _either("Health", "FullHealth"), full)},
         "/openapi.json": {"get": read("/openapi.json", "This document.", _either())},
+        **{path: {"get": monitored(path, kind, model)} for path, kind in MONITORED.items()},
         "/v1/models": {"get": read("/v1/models", "All models.", _either("Models", "AnthropicModels"), version)},
         "/v1/models/{name}": {
             "get": read("/v1/models/{name}", "A model.", _either("Model", "AnthropicModel"), name, version, more=MODEL)
@@ -213,6 +216,20 @@ def reads() -> Json:
         "/api/show": {"post": asked("/api/show", "One model, as Ollama has it.", _either("OllamaModel"))},
         "/api/pull": {"post": asked("/api/pull", "That a model is there.", {**_either(), NDJSON: {}})},
     }
+
+
+def monitored(path: str, kind: str, model: Json) -> Json:
+    """What the llama-server of a model says of itself."""
+    more = (*MODEL, "not_supported_by_model", "model_unloaded", "upstream_failed")
+    found = read(
+        path,
+        f"{path} of the llama-server of a model.",
+        {kind: {"schema": {} if kind is JSON_TYPE else TEXT}},
+        model,
+        more=more,
+    )
+    found["responses"]["501"] = {"description": "It was not started for this.", "content": _error(path)}
+    return found
 
 
 def asked(path: str, summary: str, content: Json) -> Json:

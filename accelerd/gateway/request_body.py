@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from typing import Annotated
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -100,6 +101,11 @@ class RerankBody(JsonBody, gc=False, kw_only=True):
             raise ValueError("Object missing required field `documents`")
 
 
+class InfillBody(JsonBody, gc=False, kw_only=True):
+    input_prefix: msgspec.Raw
+    input_suffix: msgspec.Raw
+
+
 class MessagesBody(JsonBody, gc=False, kw_only=True):
     messages: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
 
@@ -179,6 +185,12 @@ DECODERS: dict[str, msgspec.json.Decoder[JsonBody]] = {
     "/api/generate": msgspec.json.Decoder(GenerateBody),
     "/api/embed": msgspec.json.Decoder(EmbedBody),
     "/api/embeddings": msgspec.json.Decoder(EmbedOneBody),
+    "/completion": msgspec.json.Decoder(PromptBody),
+    "/infill": msgspec.json.Decoder(InfillBody),
+    "/embedding": msgspec.json.Decoder(EmbeddingsBody),
+    "/tokenize": msgspec.json.Decoder(JsonBody),
+    "/detokenize": msgspec.json.Decoder(JsonBody),
+    "/apply-template": msgspec.json.Decoder(MessagesBody),
 }
 
 
@@ -203,9 +215,25 @@ def read_json(path: str, body: bytes) -> JsonBody:
         raise AccelError("bad_request", "the body is nested too deeply") from None
     if len(body) > 5 * MAX_KEYS and body.count(b":") > MAX_KEYS:
         check_keys(body)
-    if found.model is not None and found.model.endswith(TRIAL_SUFFIX):  # reserved for tuning runs
-        raise AccelError("model_not_found", f"there is no model {found.model!r}; see GET /v1/models", param="model")
+    if found.model is not None:
+        check_name(found.model)
     return found
+
+
+def check_name(model: str) -> None:
+    """AccelError model_not_found for a name that is reserved for tuning runs, and for one that is too long."""
+    if model.endswith(TRIAL_SUFFIX) or len(model) > MAX_NAME:
+        text = f"there is no model {model[:MAX_NAME]!r}; see GET /v1/models"
+        raise AccelError("model_not_found", text, param="model")
+
+
+def model_in_query(target: bytes) -> str | None:
+    """The model that the query of a request names. AccelError model_not_found."""
+    query = target.partition(b"?")[2].decode("latin-1")
+    model = next((value for key, value in parse_qsl(query) if key == "model"), None)
+    if model is not None:
+        check_name(model)
+    return model
 
 
 def check_keys(body: bytes) -> None:

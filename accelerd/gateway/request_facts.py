@@ -21,7 +21,8 @@ from accelerd.routing.verdict import Verdict
 CHAT: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"
 OLLAMA: Final = ("/api/chat", "/api/generate")
-MEASURED: Final = (CHAT, COMPLETIONS, RESPONSES, ANTHROPIC, *OLLAMA)  # embeddings may be cut by their engine
+# Embeddings may be cut by their engine.
+MEASURED: Final = (CHAT, COMPLETIONS, RESPONSES, ANTHROPIC, *OLLAMA, "/completion")
 TEXTS: Final = ("system", "instructions", "messages", "input", "prompt")
 LEAST_WORD: Final = 2  # bytes that a word takes at least, with what separates it from the next
 

@@ -21,7 +21,7 @@ from accelerd.engines.remote.remotes import Remotes
 from accelerd.gateway.dialects.translation import Translation, translation_for
 from accelerd.gateway.request_body import JsonBody
 from accelerd.gateway.request_facts import RequestFacts, RequestInfo
-from accelerd.gateway.responses import TASKS, TOOLED, phrase
+from accelerd.gateway.responses import OWN_PATHS, TASKS, TOOLED, phrase
 from accelerd.routing.balance import Balance
 from accelerd.routing.choice import Decision, Elsewhere, Now, decide, known, placed
 from accelerd.routing.directory import Directory
@@ -116,7 +116,7 @@ class RequestRouter:
         if name is not None:
             return self.directory.variant(name)
         default = self.directory.default_variant
-        return default if default is not None and self._unnamed(path) is self.directory.default else None
+        return default if default is not None and self.unnamed(path) is self.directory.default else None
 
     def target(self, facts: RequestFacts) -> UpstreamTarget:
         """The target of a request. AccelError model_not_found, not_supported_by_model."""
@@ -124,7 +124,7 @@ class RequestRouter:
         usual = self._usual.get((info.model, path))
         if usual is not None and not media:
             return usual
-        found = self._unnamed(path) if info.model is None else self.directory.find(info.model)
+        found = self.unnamed(path) if info.model is None else self.directory.find(info.model)
         plan = self.directory.plan(found)
         several = len(plan.stages) > 1
         if isinstance(found, Route) or (several and self.health.why_not(found.name)):
@@ -196,7 +196,7 @@ class RequestRouter:
             raise self._none_can(plan, lacking, facts.path)
         return self._routed(plan, facts, _words(lacking, facts.path))
 
-    def _unnamed(self, path: str) -> ModelSpec | Route:
+    def unnamed(self, path: str) -> ModelSpec | Route:
         """What a request without a model means: the default if it can, the only one, or the only one for the task.
 
         AccelError bad_request.
@@ -225,7 +225,7 @@ class RequestRouter:
         """How a request is answered that several models may answer."""
         name = facts.info.model
         try:
-            found = self._unnamed(facts.path) if name is None else self.directory.find(name)
+            found = self.unnamed(facts.path) if name is None else self.directory.find(name)
         except AccelError:  # the configuration has changed since
             return None
         plan = self.directory.plan(found)
@@ -411,7 +411,7 @@ class RequestRouter:
     def _others(self, missing: Task, path: str) -> str:
         """The configured models that have the capability."""
         specs = [spec for spec in self.directory.models.values() if not spec.offered]
-        if missing == TASKS[path]:
+        if missing in (TASKS[path], "llama-server"):
             able = [spec.name for spec in specs if _serves(self.traits(spec), path)]
         else:
             able = [spec.name for spec in specs if missing in self.traits(spec).tasks]
@@ -424,18 +424,18 @@ def prompted(prompt: str | None) -> RequestFacts:
 
 
 def _context(spec: ModelSpec, traits: Traits) -> int | None:
-    told = traits.context
-    return told if told is not None else spec.context if isinstance(spec.context, int) else None
+    return spec.context if traits.context is None and isinstance(spec.context, int) else traits.context
 
 
 def _serves(traits: Traits, path: str) -> bool:
-    return TASKS[path] in traits.tasks or translation_for(path, traits.tasks) is not None
+    able = TASKS[path] in traits.tasks or translation_for(path, traits.tasks) is not None
+    return able and (path not in OWN_PATHS or "llama-server" in traits.tasks)
 
 
 def _missing(traits: Traits, path: str, info: RequestInfo, media: Collection[Task]) -> Task | None:
     task = TASKS[path]
     if not _serves(traits, path):
-        return "chat" if task == "ollama" else task
+        return "llama-server" if task in traits.tasks else "chat" if task == "ollama" else task
     if task in TOOLED and "tools" not in traits.tasks and info.wants_tools():
         return "tools"
     return next((one for one in sorted(media) if one not in traits.tasks), None)

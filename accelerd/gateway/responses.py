@@ -40,12 +40,24 @@ TASKS: Final[dict[str, Task]] = {
     "/api/generate": "ollama",
     "/api/embed": "embeddings",
     "/api/embeddings": "embeddings",
+    "/completion": "completions",
+    "/infill": "completions",
+    "/embedding": "embeddings",
+    "/tokenize": "llama-server",
+    "/detokenize": "llama-server",
+    "/apply-template": "llama-server",
 }
+# Of llama-server's own API: what they are for is not enough, the engine must have them.
+OWN_PATHS: Final = frozenset(("/completion", "/infill", "/embedding", "/tokenize", "/detokenize", "/apply-template"))
 ANTHROPIC: Final = "/v1/messages"  # and what is below it: errors have Anthropic's shape
 COUNT_TOKENS: Final = "/v1/messages/count_tokens"  # what translates messages does not count them
-PATH_ALIASES: Final = {  # OpenAI's clients may leave out /v1
+PATH_ALIASES: Final = {  # OpenAI's clients may leave out /v1, and Lemonade's ask below /api/v1
     "/v1/reranking": "/v1/rerank",
     "/reranking": "/v1/rerank",
+    "/api/v1/reranking": "/v1/rerank",
+    "/api/v1/models": "/v1/models",
+    "/api/v1/health": "/v1/health",
+    **{f"/api{path}": path for path in TASKS if path.startswith("/v1/")},
     **{path.removeprefix("/v1"): path for path in TASKS if path.startswith("/v1/") and not path.startswith(ANTHROPIC)},
 }
 RESPONSES: Final = "/v1/responses"
@@ -74,6 +86,7 @@ PHRASES: Final[dict[Task, str]] = {
     "vision": "process images",
     "audio": "process audio",
     "files": "read files",
+    "llama-server": "answer at llama-server's own paths",
 }
 
 

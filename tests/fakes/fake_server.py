@@ -215,7 +215,7 @@ class Server:
             model = {"id": self.name, "object": "model", "created": 1, "owned_by": "fake"}
             answer.whole(200, {"object": "list", "data": [model]})
         elif method == "POST" and path == "/tokenize":
-            answer.whole(200, {"tokens": [len(word) for word in json.loads(body)["content"].split()]})
+            answer.whole(200, {"tokens": [len(word) for word in str(json.loads(body).get("content", "")).split()]})
         elif method == "POST" and path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/completion"):
             self.infer(answer, path, body, key_ok)
         else:

@@ -86,7 +86,7 @@ class Engine:
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
-                length = next(int(h[15:]) for h in head.split(b"\r\n") if h.lower().startswith(b"content-length:"))
+                length = sum(int(h[15:]) for h in head.split(b"\r\n") if h.lower().startswith(b"content-length:"))
                 asked = Asked(head, await reader.readexactly(length), number, writer)
                 self.requests.append(asked)
                 self._arrived.set()

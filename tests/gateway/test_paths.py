@@ -146,7 +146,7 @@ async def test_what_the_default_cannot_do_goes_to_the_only_one_that_can(tmp_path
 @pytest.mark.parametrize(
     ("path", "advice"),
     [
-        ("/api/v1/chat/completions", "base URL so that it asks for /v1/chat/completions"),
+        ("/proxy/v1/chat/completions", "base URL so that it asks for /v1/chat/completions"),
         ("/v1/v1/chat/completions", "base URL so that it asks for /v1/chat/completions"),
         ("/openai/v1/embeddings", "base URL so that it asks for /v1/embeddings"),
         ("/v1/chat/completions/responses", "base URL so that it asks for /v1/responses"),

@@ -19,12 +19,18 @@ NO_POOLING: Final = (
     'set extra_args = ["--pooling", "mean"] for {model}, or "last" or "cls", as its makers say',
 )
 
+# What it does only if its command line says so.
+NOT_STARTED: Final = (
+    r"^This server does not support .*Start it with `--",
+    'extra_args of {model} are the place for such a flag, as in extra_args = ["--metrics"]',
+)
+
 DIALECT: Final = Dialect(
     streams_notice_disconnect=True,
     closes_after_streams=True,
     request_faults=REQUEST_FAULTS,
     too_long="exceed_context_size_error",
-    advice=(NO_POOLING,),
+    advice=(NO_POOLING, NOT_STARTED),
     too_large=r"input \((\d+) tokens\) is too large to process\..*\(current batch size: (\d+)\)",
     # In a string the quotes would be escaped: nothing that the model says looks like this.
     choice=rb'(\{"finish_reason":"[a-z_]+","index":\d+,)("message":\{"role":"assistant",)',

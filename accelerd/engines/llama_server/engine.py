@@ -339,7 +339,7 @@ class LlamaServer(Engine):
     def _traits_of(self, spec: ModelSpec) -> Traits:
         device = "cpu" if spec.gpu_layers == 0 else ""
         if spec.home == "container":  # which knows by itself what it runs: its server says what it cannot do
-            return Traits(GENERATES | {"embeddings", "rerank", "transcription"}, device=device)
+            return Traits(GENERATES | {"embeddings", "rerank", "transcription", "llama-server"}, device=device)
         own, served = self._seen.get(spec.name), self._served.get(spec.name)
         if own is None or (own.told is not spec and own.told != spec):
             own = files.SeenFiles(spec, spec, Identified(Kind.CHAT))
@@ -356,7 +356,11 @@ class LlamaServer(Engine):
             why = f"{spec.name} is started for {'embeddings' if own.spec.embeddings else 'reranking'} only"
             others = (GENERATES | {"embeddings", "rerank", "transcription"}) - {task}
             return Traits(
-                frozenset((task,)), dict.fromkeys(others, why), device=device, context=context, trained=trained
+                frozenset((task, "llama-server")),
+                dict.fromkeys(others, why),
+                device=device,
+                context=context,
+                trained=trained,
             )
         why_not: dict[str, str] = {
             one: f"the llama-server of {spec.name} has no {PATHS[one]}: update llama.cpp" for one in absent
@@ -371,7 +375,7 @@ class LlamaServer(Engine):
             why_not["vision"] = f"{spec.name} has no projector for images: {belongs}"
         if Modality.AUDIO not in sees:
             why_not["transcription"] = why_not["audio"] = f"{spec.name} has no projector for audio: {belongs}"
-        tasks = frozenset(task for task in (*GENERATES, *PATHS) if task not in why_not)
+        tasks = frozenset(task for task in (*GENERATES, *PATHS, "llama-server") if task not in why_not)
         return Traits(tasks, why_not, device=device, context=context, trained=trained)
 
     async def probe(self, plan: LaunchPlan, *, thorough: bool) -> LaunchPlan | None:
