@@ -94,10 +94,11 @@ def test_only_clocks_for_people_read_the_wall_clock() -> None:
     allowed = {
         "cli/commands/toolbox.py",  # how old a toolbox is
         "cli/time_of_day.py",  # "until 22:30"
-        "gateway/corrections.py",  # `created_at` of a response
+        "gateway/corrections.py",  # `created_at` of Ollama's lines
         "gateway/dialects/translation.py",  # `created` of an answer
         "gateway/gateway.py",  # `created` of OpenAI's model objects
         "gateway/response_framing.py",  # a Retry-After that is a date
+        "gateway/whole_responses.py",  # `created_at` of a response
         "gateway/responses.py",  # the header Date, dates in lists
         "system/logs.py",  # the time in front of a log line
     }

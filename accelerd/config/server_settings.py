@@ -55,6 +55,12 @@ class ServerSettings:
     keepalive_after: float = key(
         toml.Duration, 2.0, "While a model loads, streaming clients get the first keep-alive comment after this time."
     )
+    repair: Literal["auto", "off"] = key(
+        Literal["auto", "off"],
+        "auto",
+        'Fill in what engines leave out of their answers and what the published API has; "off": pass them on as they '
+        "are.",
+    )
     drain_timeout: float = key(toml.DurationOrZero, 25.0, "Time for running requests to finish when the daemon stops.")
 
 

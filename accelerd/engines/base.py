@@ -220,6 +220,8 @@ class Dialect(Struct, frozen=True):
     # regex: a choice of a plain chat completion without its null fields; groups: before `logprobs`, and from there to
     # `refusal`; the same in every response, so that nobody has to read it
     choice: bytes = b""
+    temperature: float | None = None  # of requests that say none, without a setting; None: unknown
+    top_p: float | None = None  # the same
     own_names: bool = False  # in its answers the model may have any name
     key_refused: str = ""  # in the line that it prints when it is asked with a wrong key, as accelerd does once
     closes_after_streams: bool = False  # it closes the connection after a stream; the next one may be opened ahead

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 import time
-from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -20,22 +18,11 @@ from accelerd.base.errors import AccelError
 from accelerd.engines.base import Dialect
 from accelerd.gateway.engine_errors import shaped
 from accelerd.gateway.responses import ANTHROPIC, GENERATE, RESPONSES, error_body, is_ollamas, iso_date
+from accelerd.gateway.stream_events import Json, SeveralAnswers, WholeEvents, decoded, event_of, line_of
+from accelerd.gateway.whole_responses import DEFAULTS, ResponsesCorrection, whole_response
 
-Json = dict[str, Any]
 CHAT: Final = "/v1/chat/completions"
 MESSAGES: Final = ANTHROPIC  # and not what is below it: only this one streams
-# What a response of the Responses API has, beside what is known of it.
-RESPONSE: Final[Json] = {
-    "error": None,
-    "incomplete_details": None,
-    "instructions": None,
-    "metadata": {},
-    "parallel_tool_calls": True,
-    "temperature": None,
-    "tool_choice": "auto",
-    "tools": [],
-    "top_p": None,
-}
 
 
 class Correction(Protocol):
@@ -54,12 +41,13 @@ class Correction(Protocol):
         ...
 
 
-def correction_for(path: str, model: str, *, several: bool = False) -> Correction | None:
-    """None: streams of this path go through as they are. `several`: of several prompts."""
+def correction_for(path: str, model: str, *, several: bool = False, repeated: Json | None = None) -> Correction | None:
+    """None: streams of this path go through as they are. `several`: of several answers; `repeated`: see
+    whole_responses.py."""
     if path == RESPONSES:
-        return ResponsesCorrection(model)
+        return ResponsesCorrection(model, repeated or DEFAULTS)
     if several:
-        return WithoutNulls()
+        return SeveralAnswers()
     return MessagesCorrection() if path == MESSAGES else None
 
 
@@ -78,17 +66,6 @@ def _events(body: Json, path: str, model: str, correction: Correction | None = N
         return line_of(body)
     correction = correction or correction_for(path, model)
     return event_of(body) if correction is None else correction.failed(body)
-
-
-def event_of(body: Mapping[str, Any], name: str = "") -> bytes:
-    """An SSE event."""
-    head = b"event: %b\n" % name.encode() if name else b""
-    return b"%bdata: %b\n\n" % (head, msgspec.json.encode(body))
-
-
-def line_of(body: Mapping[str, Any]) -> bytes:
-    """An event of Ollama's streams."""
-    return msgspec.json.encode(body) + b"\n"
 
 
 def waiting_event(text: str, path: str, model: str) -> bytes:
@@ -160,27 +137,6 @@ def is_cut(body: bytes) -> bool:
     return False
 
 
-class WholeEvents:
-    """Cuts a stream into events, which subclasses correct or leave out."""
-
-    after = b"\n\n"  # each event
-
-    def __init__(self) -> None:
-        self._rest = b""
-
-    def feed(self, data: bytes) -> bytes:
-        *events, self._rest = (self._rest + data).split(self.after)
-        return b"".join([event + self.after for one in events if (event := self.corrected(one)) is not None])
-
-    def end(self) -> bytes:
-        rest, self._rest = self._rest, b""
-        return rest
-
-    def corrected(self, event: bytes) -> bytes | None:
-        """The event, without the empty line after it; None: it is left out."""
-        raise NotImplementedError
-
-
 class Renamed(WholeEvents):
     """The events of an engine that has another name for the model, with ours; then what else is to be corrected."""
 
@@ -221,16 +177,6 @@ class RenamedLines(WholeEvents):
         return line_of(body)
 
 
-class WithoutNulls(WholeEvents):
-    """The events of several prompts: llama-server says null where one begins, and OpenAI's SDK breaks off."""
-
-    def corrected(self, event: bytes) -> bytes | None:
-        return None if event == b"data: null" else event
-
-    def failed(self, body: Json) -> bytes:
-        return event_of(body)
-
-
 class MessagesCorrection(WholeEvents):
     """Anthropic's events: the reason of a stop, and the shape of an error."""
 
@@ -238,7 +184,7 @@ class MessagesCorrection(WholeEvents):
         if event.startswith(b"event: message_delta\n") and b'"stop_sequence":null' not in event:
             return re.sub(rb'"stop_reason":"end_turn"', b'"stop_reason":"stop_sequence"', event, count=1)
         if event.startswith(b"event: error\n"):
-            error = _decoded(event)
+            error = decoded(event)
             status = error.get("code")
             body = shaped(error, status if isinstance(status, int) else 500, MESSAGES)
             return self.failed(body)[:-2]
@@ -249,11 +195,30 @@ class MessagesCorrection(WholeEvents):
 
 
 def with_nulls(body: bytes, dialect: Dialect) -> bytes:
-    """A plain chat completion with the fields that OpenAI's always has, without reading it."""
-    if not dialect.choice:
+    """A plain chat completion with the fields that OpenAI's always has; without reading it where the engine's answers
+    all look the same."""
+    if b'"refusal":' in body and b'"logprobs":' in body:
         return body
+    if not dialect.choice or b'"logprobs":{' in body:
+        return _filled(body)
     logprobs = b"" if b'"logprobs":' in body else b'"logprobs":null,'
     return re.sub(dialect.choice, rb'\1%b\2"refusal":null,' % logprobs, body)
+
+
+def _filled(body: bytes) -> bytes:
+    try:
+        answer = from_json(body, dict[str, Any])
+        for choice in answer["choices"]:
+            if choice.setdefault("logprobs", None) is not None:
+                _fill(choice["logprobs"])
+            _fill(choice["message"])
+    except (msgspec.DecodeError, AttributeError, KeyError, TypeError):
+        return body  # no chat completion
+    return msgspec.json.encode(answer)
+
+
+def _fill(message: Json) -> None:
+    message |= {key: message.get(key) for key in ("content", "refusal")}
 
 
 def stopped_by_sequence(body: bytes, dialect: Dialect) -> bytes:
@@ -269,81 +234,11 @@ def stopped_by_sequence(body: bytes, dialect: Dialect) -> bytes:
     return msgspec.json.encode(message)
 
 
-class ResponsesCorrection(WholeEvents):
-    """The Responses API's events: numbers of events and items, whole responses, ends of calls, errors."""
-
-    def __init__(self, model: str) -> None:
-        super().__init__()
-        self._number = 0  # of the next event
-        self._items: dict[str, int] = {}  # id → output_index
-        self._response: Json = {
-            "id": f"resp_{secrets.token_hex(16)}",
-            "object": "response",
-            "created_at": int(time.time()),
-            "status": "in_progress",
-            "model": model,
-            "output": [],
-            **RESPONSE,
-        }
-
-    def corrected(self, event: bytes) -> bytes:
-        data = _decoded(event)
-        kind = data.get("type")
-        if kind is None and isinstance(data.get("error"), dict):  # it has failed
-            return self.failed(data)[:-2]
-        if not isinstance(kind, str):
-            return event  # a comment
-        if isinstance(data.get("response"), dict):
-            data["response"] = self._whole(data["response"])
-        item = data.get("item")
-        before = b""
-        if isinstance(item, dict):
-            data["output_index"] = self._index(item.get("id"))
-            if kind == "response.output_item.done" and item.get("type") == "function_call":
-                done = {"type": CALL_DONE, "item_id": item.get("id"), "output_index": data["output_index"],
-                        "name": item.get("name"), "arguments": item.get("arguments")}  # fmt: skip
-                before = self._numbered(done)
-        elif "item_id" in data:
-            data["output_index"] = self._index(data["item_id"])
-            if kind.startswith(TEXTS):
-                data.setdefault("content_index", 0)
-                if kind.startswith("response.output_text."):
-                    data.setdefault("logprobs", [])
-            if kind == "response.content_part.added" and isinstance(data.get("part"), dict):
-                data["part"] = {"annotations": [], "logprobs": [], **data["part"]}
-        return before + self._numbered(data)[:-2]
-
-    def failed(self, body: Json) -> bytes:
-        error = body["error"]
-        code, message = str(error.get("code")), error.get("message")
-        failed = {**self._response, "status": "failed", "error": {"code": code, "message": message}}
-        events = b"" if self._number else self._numbered({"type": "response.created", "response": self._response})
-        events += self._numbered({"type": "error", "code": code, "message": message, "param": error.get("param")})
-        return events + self._numbered({"type": "response.failed", "response": failed})
-
-    def _whole(self, response: Json) -> Json:
-        """With every field that there must be. The first has the id and time of all."""
-        self._response = {**self._response, **response, "created_at": self._response["created_at"]}
-        return self._response
-
-    def _index(self, item: Any) -> int:
-        return self._items.setdefault(str(item), len(self._items))
-
-    def _numbered(self, data: Json) -> bytes:
-        data["sequence_number"] = self._number
-        self._number += 1
-        return event_of(data, data["type"])
+PLAIN: Final = (CHAT, MESSAGES, RESPONSES)  # whose plain answers may need a correction
 
 
-PLAIN: Final = {CHAT: with_nulls, MESSAGES: stopped_by_sequence}  # path → correction of a whole response
-CALL_DONE: Final = "response.function_call_arguments.done"
-TEXTS: Final = ("response.output_text.", "response.content_part.", "response.reasoning_text.", "response.refusal.")
-
-
-def _decoded(event: bytes) -> Json:
-    """The data of an event; empty if that is no object."""
-    _, _, data = (b"\n" + event).partition(b"\ndata: ")
-    try:
-        return from_json(data, dict[str, Any])
-    except msgspec.DecodeError:
-        return {}
+def corrected_answer(path: str, body: bytes, dialect: Dialect, repeated: Json | None) -> bytes:
+    """A plain answer to a request to a path of PLAIN."""
+    if path == CHAT:
+        return with_nulls(body, dialect)
+    return stopped_by_sequence(body, dialect) if path == MESSAGES else whole_response(body, repeated or DEFAULTS)

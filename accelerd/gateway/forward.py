@@ -28,13 +28,14 @@ from accelerd.gateway.inference_request import InferenceRequest
 from accelerd.gateway.one_by_one import JoinedStreams, bodies_of, joined
 from accelerd.gateway.relay import Relay, never
 from accelerd.gateway.remote_upstream import RemotePool
-from accelerd.gateway.request_body import CompletionBody, OllamasBody
+from accelerd.gateway.request_body import OllamasBody, SeveralBody
 from accelerd.gateway.request_router import RequestRouter
-from accelerd.gateway.responses import ASSEMBLED
+from accelerd.gateway.responses import ASSEMBLED, RESPONSES
 from accelerd.gateway.stream_assembly import ask_for_stream, assemble
 from accelerd.gateway.sweeper import Sweeper
 from accelerd.gateway.upstream import ConnectionT, Pool, Upstreams
 from accelerd.gateway.waiting import COMMENT_EVERY, BusyRetry, waiting_for
+from accelerd.gateway.whole_responses import repeated_of
 from accelerd.scheduler.record import Lease
 from accelerd.scheduler.service import Scheduler, Ticket
 
@@ -195,7 +196,8 @@ class Forwarder:
             raise
         finally:
             self._sweeper.forget(relay)
-            relay.replaceable = never  # the connection keeps the relay, and must not keep the request with its body
+            # The connection keeps the relay, and must not keep the request with its body.
+            relay.replaceable, relay.repeated = never, None
             if relay.lease is not None:
                 if relay.unread:
                     self._scheduler.doubt(relay.lease)
@@ -232,6 +234,8 @@ class Forwarder:
             lease.keep = request.info.keep()
         spec = lease.record.spec
         relay.dialect, relay.traits = self._router.dialect(spec), partial(self._router.traits, spec)
+        if request.path == RESPONSES:
+            relay.repeated = repeated_of(request.original_body, spec.sampling, relay.dialect)
 
     def _may_assemble(self, lease: Lease, request: InferenceRequest) -> bool:
         """Is a plain response asked for as a stream and assembled, if that can be? See stream_assembly.py."""
@@ -242,7 +246,7 @@ class Forwarder:
     def _prepare(self, relay: Relay, request: InferenceRequest) -> None:
         self._describe(relay, request)
         relay.only_stream = request.target.hides_errors or (relay.translated is not None and request.stream)
-        relay.several = isinstance(request.info, CompletionBody) and request.info.has_several()
+        relay.several = isinstance(request.info, SeveralBody) and request.info.has_several()
         self._sweeper.watch(relay, stream=request.stream)
 
     def _describe(self, relay: Relay, request: InferenceRequest) -> None:

@@ -259,6 +259,7 @@ class Gateway:
             origin=request.origin,
             path=request.path,
             request_id=request.id,
+            repair=self._settings.repair == "auto",
         )
         if connection.stream_begun:
             connection.stream_begun = False

@@ -51,7 +51,7 @@ class InferenceRequest(Struct):
         """How many answers are asked for one after the other, because the engine would refuse so many at once; or 1."""
         if not isinstance(self.info, SeveralBody) or self.engines_path not in ASSEMBLED:
             return 1
-        wanted = self.info.n_cmpl or self.info.n or 1
+        wanted = self.info.answers
         return wanted if wanted > spec.parallel else 1
 
     @property

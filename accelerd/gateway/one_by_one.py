@@ -13,7 +13,7 @@ import msgspec
 
 from accelerd.base.decoding import from_json
 from accelerd.base.errors import AccelError
-from accelerd.gateway.corrections import WholeEvents, event_of
+from accelerd.gateway.stream_events import SeveralAnswers, event_of
 
 Json = dict[str, Any]
 UNKNOWN: Final = (msgspec.DecodeError, KeyError, TypeError)  # what is no answer in OpenAI's shape
@@ -51,7 +51,7 @@ def _numbered(event: Json, answer: int, count: int) -> list[Json]:
     return [{**choice, "index": choice["index"] * count + answer} for choice in event["choices"]]
 
 
-class JoinedStreams(WholeEvents):
+class JoinedStreams(SeveralAnswers):
     """Streams, one after the other, as one: the choices are numbered, the response has one id and one end."""
 
     def __init__(self, count: int) -> None:
@@ -71,7 +71,7 @@ class JoinedStreams(WholeEvents):
 
     def corrected(self, event: bytes) -> bytes | None:
         if not event.startswith(b"data: {"):
-            return None if event == b"data: null" or (self.more and event == b"data: [DONE]") else event
+            return None if self.more and event == b"data: [DONE]" else super().corrected(event)
         try:
             data = from_json(event[6:], dict[str, Any])
             if "error" in data:
@@ -81,7 +81,4 @@ class JoinedStreams(WholeEvents):
         except UNKNOWN:
             return event
         self._id = self._id or data.get("id")
-        return event_of({**data, "choices": choices, "id": self._id})[:-2]
-
-    def failed(self, body: Json) -> bytes:
-        return event_of(body)
+        return super().corrected(event_of({**data, "choices": choices, "id": self._id})[:-2])

@@ -18,6 +18,7 @@ from accelerd.gateway.corrections import (
     Correction,
     Renamed,
     RenamedLines,
+    corrected_answer,
     correction_for,
     error_event,
     is_cut,
@@ -30,6 +31,7 @@ from accelerd.gateway.engine_errors import NO_DIALECT, TOO_LONG, corrected_error
 from accelerd.gateway.one_by_one import JoinedStreams
 from accelerd.gateway.response_framing import LAST_CHUNK, FramingError, Head, chunk
 from accelerd.gateway.responses import JSON_TYPE, answered_by, cors_headers, date_and_id, is_ollamas, reason
+from accelerd.gateway.stream_events import Json
 from accelerd.gateway.upstream import Connection, ResponseReceiver
 from accelerd.scheduler.record import Lease
 
@@ -78,8 +80,10 @@ class Relay:
         origin: str | None,
         path: str = "",
         request_id: str = "",
+        repair: bool = True,
     ) -> None:
-        """`path`: of the request; it decides the format of errors."""
+        """`path`: of the request; it decides the format of errors. `repair`: server.repair."""
+        self._repair = repair
         self._path = path
         self._id = request_id
         self.busy_statuses: frozenset[int] = frozenset()  # that the client never sees
@@ -105,6 +109,7 @@ class Relay:
         self.verdict: AccelError | None = None  # what the engine's answer says of it, if that is an error
         self.misnamed = False  # does the engine call the model otherwise than the client?
         self.translated: TranslatedResponse | None = None  # where the engine's API is not the client's
+        self.repeated: Json | None = None  # what a response of the Responses API has of its request
         self.several = False  # are several prompts answered in one stream?
         self.joined: JoinedStreams | None = None  # what makes one of several streams
         self.committed = False  # has a head been sent?
@@ -270,8 +275,8 @@ class Relay:
                 if named is body and content_type.startswith(b"application/json") and is_cut(body):
                     raise AccelError("upstream_failed", "the engine's answer is JSON that ends too early")
                 body = named
-            if self._path in PLAIN:
-                body = PLAIN[self._path](body, self.dialect)
+            if self._repair and self._path in PLAIN:
+                body = corrected_answer(self._path, body, self.dialect, self.repeated)
         self.ok = status < 500
         head = self._commit(status, content_type, self.lease.model, chunked=False, length=len(body))
         self._write(head + body)
@@ -316,7 +321,9 @@ class Relay:
         model = self.called or self.lease.model
         if self.misnamed and is_ollamas(self._path):
             return RenamedLines(model)
-        correction = self.joined or correction_for(self._path, model, several=self.several)
+        correction: Correction | None = self.joined
+        if correction is None and self._repair:
+            correction = correction_for(self._path, model, several=self.several, repeated=self.repeated)
         return Renamed(model, correction) if self.misnamed else correction
 
     def _keep(self, head: Head) -> bool:

@@ -61,6 +61,15 @@ class SeveralBody(JsonBody, gc=False, kw_only=True):
     n: Annotated[int, msgspec.Meta(le=MAX_ANSWERS)] | None = None
     n_cmpl: Annotated[int, msgspec.Meta(le=MAX_ANSWERS)] | None = None  # llama-server's own name for it
 
+    @property
+    def answers(self) -> int:
+        """To each prompt."""
+        return self.n_cmpl or self.n or 1
+
+    def has_several(self) -> bool:
+        """Are there more answers than one, or may there be?"""
+        return self.answers > 1
+
 
 class ChatBody(SeveralBody, gc=False, kw_only=True):
     messages: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
@@ -70,8 +79,7 @@ class CompletionBody(SeveralBody, gc=False, kw_only=True):
     prompt: msgspec.Raw
 
     def has_several(self) -> bool:
-        """Is there more than one prompt, or may there be?"""
-        return bytes(memoryview(self.prompt)[:1]) == b"["
+        return bytes(memoryview(self.prompt)[:1]) == b"[" or self.answers > 1
 
 
 class PromptBody(JsonBody, gc=False, kw_only=True):

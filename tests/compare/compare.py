@@ -35,7 +35,8 @@ MOST = 128  # answers to one request
 TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large .*size: (\d+)\)")
 ADDED = ("sequence_number", "output_index", "content_index", "logprobs")
 BEGUN = ("id", "object", "status")
-WHOLE = (*BEGUN, "created_at", "model", "output", "usage")
+STREAMED = (*BEGUN, "created_at", "model", "output", "usage")
+WHOLE = (*STREAMED, "completed_at")
 
 
 class Answer(NamedTuple):
@@ -219,7 +220,8 @@ def mended(body: Body, model: str, engine: Answer) -> Answer:
         return Answer(status, engine.kind, [{"error": error}])
     if body.path in (CHAT, "/chat/completions") and engine.kind == "application/json":
         for choice in engine.parts[0]["choices"]:
-            choice.setdefault("logprobs", None)
+            if choice.setdefault("logprobs", None) is not None:
+                choice["logprobs"]["refusal"] = None
             choice["message"]["refusal"] = None
     if body.path == COMPLETIONS:
         return engine._replace(parts=[part for part in engine.parts if part.get("data", part) is not None])
@@ -251,6 +253,19 @@ def repeated(answer: Answer, count: int) -> Answer:
     return answer._replace(parts=[*(numbered(part, number) for number in range(count) for part in events), end])
 
 
+def with_one_usage(parts: Sequence[Any]) -> list[Any]:
+    """The events of several answers with the usage of all in the last one that has it."""
+    used = [part for part in parts if isinstance(part["data"], dict) and part["data"].get("choices") == []]
+    if len(used) < 2:
+        return list(parts)
+    usages = [part["data"]["usage"] for part in used]
+    tokens = sum(usage["completion_tokens"] for usage in usages)
+    whole = {**usages[-1], "completion_tokens": tokens, "total_tokens": usages[-1]["prompt_tokens"] + tokens}
+    last = {**used[-1], "data": {**used[-1]["data"], "usage": whole}}
+    *events, end = [part for part in parts if part not in used]
+    return [*events, last, end]
+
+
 def unnumbered(parts: Sequence[Any]) -> list[Any]:
     """Events of the Responses API without what accelerd adds; see test_openai_client.py for whether that is right."""
     found = []
@@ -261,9 +276,23 @@ def unnumbered(parts: Sequence[Any]) -> list[Any]:
         if data["type"] == "response.content_part.added":
             data["part"] = {key: value for key, value in data["part"].items() if key not in ("annotations", "logprobs")}
         if "response" in data:
-            known = WHOLE if data["type"] == "response.completed" else BEGUN
-            data["response"] = {key: value for key, value in data["response"].items() if key in known}
+            ended = data["type"] in ("response.completed", "response.incomplete")
+            data["response"] = unfilled(data["response"], STREAMED if ended else BEGUN)
+            if ended:
+                data["type"], part = "response.completed", {**part, "event": "response.completed"}
         found.append({**part, "data": data})
+    return found
+
+
+def unfilled(response: Any, known: Sequence[str] = WHOLE) -> Any:
+    """A response without what accelerd fills in; llama-server calls it completed when it has reached its limit."""
+    found = {key: value for key, value in response.items() if key in known}
+    if response.get("incomplete_details") == {"reason": "max_output_tokens"}:
+        found["status"] = "completed"
+        if "completed_at" in known:
+            found["completed_at"] = 0
+    if "usage" in found:
+        found["usage"] = {key: value for key, value in found["usage"].items() if key != "output_tokens_details"}
     return found
 
 
@@ -278,8 +307,12 @@ def differences(body: Body, model: str, engine: Answer, accelerd: Answer) -> lis
     if engine.kind != accelerd.kind:
         found.append(Difference("content-type", engine.kind, accelerd.kind))
     there, here = by_choice(engine.parts), by_choice(accelerd.parts)
+    if accelerd.kind == "text/event-stream" and body.path == CHAT:
+        there = with_one_usage(there)
     if body.path == RESPONSES and accelerd.kind == "text/event-stream":
         here = unnumbered(here)
+    elif body.path in (RESPONSES, "/responses") and accelerd.ok:
+        here = [unfilled(one) for one in here]
     found += of_values("", comparable(there), comparable(here))
     return found
 

@@ -34,5 +34,7 @@ DIALECT: Final = Dialect(
     too_large=r"input \((\d+) tokens\) is too large to process\..*\(current batch size: (\d+)\)",
     # In a string the quotes would be escaped: nothing that the model says looks like this.
     choice=rb'(\{"finish_reason":"[a-z_]+","index":\d+,)("message":\{"role":"assistant",)',
+    temperature=0.8,
+    top_p=0.95,
     key_refused="unauthorized: Invalid API Key",
 )
