@@ -46,7 +46,7 @@ def check_unchanging(method: bytes, path: str) -> None:
     if path in MONITORED and method in (b"GET", b"HEAD"):
         return
     text = f"{method.decode()} {path[:200]} would change the model for all its clients"
-    hint = "the configuration decides"
+    hint = f"/upstream/MODEL{path[:200]} is the engine's own"
     if path == "/lora-adapters":
         hint = f"`lora` in a request chooses adapters for that one, and {hint}"
     raise AccelError("method_not_allowed", text, hint=hint, allow="GET, HEAD" if path in MONITORED else "")

@@ -27,6 +27,8 @@ from accelerd.gateway.catalog import Catalog
 from accelerd.gateway.connection import ClientConnection, refusal, too_large
 from accelerd.gateway.content_coding import coding_of, unpack
 from accelerd.gateway.engine_monitor import MONITORED, SLOT, EngineMonitor, check_unchanging
+from accelerd.gateway.engine_paths import PREFIX as UPSTREAM
+from accelerd.gateway.engine_paths import EnginePaths
 from accelerd.gateway.forward import Forwarder
 from accelerd.gateway.front_page import front_page
 from accelerd.gateway.health import OK, DeviceHealth, full_health, wants_full
@@ -45,7 +47,7 @@ from accelerd.gateway.request_body import (
     read_json,
 )
 from accelerd.gateway.request_facts import RequestFacts, RequestInfo
-from accelerd.gateway.request_log import log_answer, log_refusal
+from accelerd.gateway.request_log import CLIENT_GONE, log_answer, log_refusal
 from accelerd.gateway.request_media import NONE as NO_MEDIA
 from accelerd.gateway.request_media import media
 from accelerd.gateway.request_parser import HttpRequest
@@ -74,7 +76,6 @@ if TYPE_CHECKING:
 
 ENDING = frozenset(State) - {State.STARTING, State.READY, State.DRAINING}  # no request is sent to the instance any more
 BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
-CLIENT_GONE = "client_disconnected"  # in the journal
 SESSION_HEADER = b"x-session-id"
 VERSION_HEADER = b"anthropic-version"  # Anthropic's clients send it
 SHOW, TAGS, VERSION, PS, PULL = "/api/show", "/api/tags", "/api/version", "/api/ps", "/api/pull"  # of Ollama's API
@@ -109,6 +110,7 @@ class Gateway:
         self.monitor = EngineMonitor(self._now, scheduler, self.router)
         self.sweeper = Sweeper(asyncio.get_running_loop(), clock)
         self.bodies = HeldBodies(asyncio.get_running_loop())
+        self._engine_paths = EnginePaths(self._now, scheduler, self.router, self.sweeper)
         self._forwarder = Forwarder(self._now, scheduler, self.router, self.upstreams, self.sweeper, remotes)
         self.devices: Callable[[], Sequence[DeviceHealth]] = tuple  # that were found the last time
         self.make_control: Callable[[], Control] | None = None  # called in a thread, with the first control request
@@ -174,6 +176,8 @@ class Gateway:
             if request.method != b"POST":
                 raise AccelError("method_not_allowed", f"{path} takes POST", allow="POST")
             self._check_body(request, JSON_TYPE)
+            return None
+        if path.startswith(UPSTREAM):
             return None
         if path in MONITORED or path.startswith(SLOT):
             check_unchanging(request.method, path)
@@ -286,10 +290,8 @@ class Gateway:
         name: str | None = None  # of the model, as the client has it
         asked: InferenceRequest | None = None
         try:
-            if request.path in (SHOW, PULL):
-                return self._show(request) if request.path == SHOW else self._pull(request)
-            if request.path in MONITORED:
-                return self.monitor.respond(request, connection)
+            if request.path not in TASKS:
+                return self._other(request, connection)
             body, info, kind = self._read(request, request.path)
             name, relay.called = info.model, info.model or ""
             brings = media(body) if kind is JSON_TYPE else NO_MEDIA
@@ -309,6 +311,16 @@ class Gateway:
             log_refusal(request, connection, why or error, name)
             return _refused(request, relay, why or error, asked)
         return self._finish(request, connection, asked, relay)
+
+    def _other(
+        self, request: HttpRequest, connection: ClientConnection
+    ) -> Response | Coroutine[None, None, Response | None]:
+        """What is no inference. AccelError."""
+        if request.path.startswith(UPSTREAM):
+            return self._engine_paths.respond(request, connection)
+        if request.path in MONITORED:
+            return self.monitor.respond(request, connection)
+        return self._show(request) if request.path == SHOW else self._pull(request)
 
     async def _learn(
         self, request: HttpRequest, connection: ClientConnection, relay: Relay, remotes: Sequence[str]

@@ -16,6 +16,7 @@ from accelerd.system.records import event
 
 log = logging.getLogger(__name__)
 
+CLIENT_GONE = "client_disconnected"  # how a request ended whose client did not wait for the answer
 LEAST_WAIT = 0.005  # s that a request waits for its model to have it said
 
 

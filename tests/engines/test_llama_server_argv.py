@@ -50,11 +50,9 @@ def refused(features: Features = NEW, **settings: Any) -> str:
 def test_the_plainest_model() -> None:
     assert argv() == (
         "/bin/llama -m /m.gguf --alias m --host /run/user/1000/accelerd/instances/m-1.sock --fit off -c 4096 -np 1"
-        " --cache-ram 8192 --offline --jinja --no-ui --log-colors off"
+        " --cache-ram 8192 --offline --jinja --log-colors off"
     )
-    assert argv(OLD, TCP) == (
-        "/bin/llama -m /m.gguf --alias m --host 127.0.0.1 --port 4711 -c 4096 -np 1 --jinja --no-webui"
-    )
+    assert argv(OLD, TCP) == ("/bin/llama -m /m.gguf --alias m --host 127.0.0.1 --port 4711 -c 4096 -np 1 --jinja")
 
 
 @pytest.mark.parametrize(
@@ -86,7 +84,7 @@ def test_the_plainest_model() -> None:
         ({"sampling": Sampling(seed=-1)}, "--seed -1", "--seed -1"),
         ({"sampling": Sampling(repeat_penalty=1.1)}, "--repeat-penalty 1.1", "--repeat-penalty 1.1"),
         ({"sampling": Sampling(max_tokens=9)}, "--predict 9", "--predict 9"),
-        ({"extra_args": ("--metrics",)}, "--log-colors off --metrics", "--no-webui --metrics"),
+        ({"extra_args": ("--metrics",)}, "--log-colors off --metrics", "--metrics"),
         ({"split_mode": "row"}, "--split-mode row", "--split-mode row"),
         (
             {"override_tensor": ("a.b=CPU", "c=CUDA1")},

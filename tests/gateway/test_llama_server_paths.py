@@ -170,9 +170,9 @@ async def test_what_an_engine_was_not_started_for_is_said_with_where_to_set_it(t
 @pytest.mark.parametrize(
     ("method", "path", "hint"),
     [
-        ("POST", "/props", "the configuration decides"),
+        ("POST", "/props", "is the engine's own"),
         ("POST", "/lora-adapters", "`lora` in a request"),
-        ("POST", "/slots/0?action=save", "the configuration decides"),
+        ("POST", "/slots/0?action=save", "is the engine's own"),
         ("DELETE", "/metrics", ""),
     ],
 )

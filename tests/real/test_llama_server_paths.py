@@ -99,3 +99,17 @@ def test_what_a_monitor_reads_does_not_keep_a_model_loaded(daemon: Daemon) -> No
 def test_the_tokens_of_a_model_that_is_not_loaded_load_it(daemon: Daemon) -> None:
     assert daemon.send("POST", "/tokenize", {"model": "asleep", "content": "good day"}).json()["tokens"]
     assert daemon.state("asleep") == "ready"
+
+
+def test_everything_else_that_the_engine_has_is_below_its_models_name(daemon: Daemon) -> None:
+    """As its web page asks for it; not every build has the page itself."""
+    there = daemon.send("GET", "/upstream/coder")
+    assert (there.status, there.headers["location"]) == (307, "/upstream/coder/")
+    assert daemon.send("GET", "/upstream/coder/props", headers={"Authorization": "Bearer none"}).status == 200
+    chat = {"messages": [{"role": "user", "content": "hi"}], "stream": True, "max_tokens": 3}
+    stream = daemon.send("POST", "/upstream/coder/v1/chat/completions", chat)
+    assert stream.headers["content-type"] == "text/event-stream"
+    assert stream.body.endswith(b"data: [DONE]\n\n")
+    assert daemon.send("POST", "/upstream/coder/lora-adapters", []).json() == {"success": True}
+    assert daemon.send("POST", "/upstream/coder/slots/0?action=erase", {}).status == 501
+    assert daemon.status("coder")["leases"] == 0

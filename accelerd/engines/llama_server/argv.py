@@ -109,7 +109,6 @@ def build(
     _sampling(line)
     line.own(("--offline",), reason="accelerd downloads models itself")
     line.own(("--jinja",), reason="chat templates and tool calls as the model's maker wrote them")
-    line.own(("--no-ui", "--no-webui"), reason="accelerd answers the browser itself")
     if (colors := features.find("--log-colors")) and colors.hint:  # an older one is a switch that turns them on
         line.add("--log-colors", "off", reason="output goes to the journal")
     line.own(("--log-prefix",), reason="its own levels tell which lines of output matter")
