@@ -54,7 +54,7 @@ def test_an_embedding_model_is_started_for_embeddings(server: LlamaServer, tmp_p
     assert made.probe_path == "/v1/embeddings"
     assert next(one for one in made.flags if one.text == "--embeddings").source == "the model's file"
     traits = known(server, spec)
-    assert traits.tasks == {"embeddings"}
+    assert traits.tasks == {"embeddings", "llama-server"}
     assert "embeddings only" in traits.why_not["chat"]
 
 
@@ -63,7 +63,7 @@ def test_a_reranking_model_is_started_for_reranking(server: LlamaServer, tmp_pat
     made = plan(server, spec, tmp_path)
     assert "--reranking" in made.argv or "--rerank" in made.argv
     assert "--embeddings" not in made.argv
-    assert known(server, spec).tasks == {"rerank"}
+    assert known(server, spec).tasks == {"rerank", "llama-server"}
 
 
 @pytest.mark.parametrize("key", ["embeddings", "rerank"])
