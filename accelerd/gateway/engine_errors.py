@@ -34,7 +34,8 @@ def corrected_error(
 
     `trained`: see Traits.
     """
-    error = _error_in(body, path) or _error_of(status, body)
+    unsaid = f"the engine of {model} has nothing at {path}" if status == 404 and path else NO_REASON
+    error = _error_in(body, path) or _error_of(status, body, unsaid)
     message = str(error.get("message"))
     if status == 500 and dialect.request_faults and re.search(dialect.request_faults, message):
         status = 400
@@ -128,7 +129,7 @@ def _error_in(body: bytes, path: str) -> Json | None:
     return error if isinstance(error, dict) else None
 
 
-def _error_of(status: int, body: bytes) -> Json:
+def _error_of(status: int, body: bytes, unsaid: str) -> Json:
     """The error in what has not the shape of one: in another field of an object, else the first line of a text."""
     try:
         answer = from_json(body, dict[str, Any])
@@ -140,7 +141,7 @@ def _error_of(status: int, body: bytes) -> Json:
         title = re.search(r"<title[^<>]*>([^<>]+)", text, re.I)
         lines = [title[1]] if title is not None else re.sub(r"<[^<>]*>", "\n", text).splitlines()
         told = next((line for line in lines if line.strip()), "")
-    message = " ".join(told.split())[:MAX_QUOTED] or NO_REASON
+    message = " ".join(told.split())[:MAX_QUOTED] or unsaid
     kind = "invalid_request_error" if status < 500 else "server_error"
     return {"message": message, "type": kind, "param": None, "code": None}
 

@@ -10,7 +10,7 @@ from accelerd.gateway.going_on import Attempts
 from accelerd.gateway.request_body import FormBody, SeveralBody, with_model
 from accelerd.gateway.request_facts import RequestFacts, RequestInfo
 from accelerd.gateway.request_router import UpstreamTarget
-from accelerd.gateway.responses import ASSEMBLED
+from accelerd.gateway.responses import ASSEMBLED, WHOLE
 from accelerd.gateway.variant_edits import edited, edited_form
 from accelerd.scheduler.service import Ticket
 
@@ -40,7 +40,8 @@ class InferenceRequest(Struct):
 
     @property
     def stream(self) -> bool:
-        return bool(self.info.stream)
+        """Does the client expect a stream of events, or lines?"""
+        return bool(self.info.stream) and self.path not in WHOLE
 
     @property
     def misnamed(self) -> bool:

@@ -32,6 +32,7 @@ from accelerd.gateway.one_by_one import JoinedStreams
 from accelerd.gateway.response_framing import LAST_CHUNK, FramingError, Head, chunk
 from accelerd.gateway.responses import JSON_TYPE, answered_by, cors_headers, date_and_id, is_ollamas, reason
 from accelerd.gateway.stream_events import Json
+from accelerd.gateway.transcripts import TRANSCRIPTS, transcript_stream
 from accelerd.gateway.upstream import Connection, ResponseReceiver
 from accelerd.scheduler.record import Lease
 
@@ -102,8 +103,7 @@ class Relay:
         self._correction: Correction | None = None  # of the stream that goes through
         self.dialect = NO_DIALECT
         self.traits: Callable[[], Traits] | None = None  # of the leased model
-        # may another model answer instead, if the engine answers with such an error?
-        self.replaceable: Callable[[AccelError], bool] = never
+        self.replaceable: Callable[[AccelError], bool] = never  # may another model answer after such an error?
         self.called = self.called_there = ""  # the client's name for the model, and that in the request to the engine
         self.route, self.attempt = "", 1  # see response_head
         self.verdict: AccelError | None = None  # what the engine's answer says of it, if that is an error
@@ -380,6 +380,10 @@ class Relay:
         if (error := self.rejected(self._head, body)) is not None:
             return error
         if self.committed and status < 400:
+            if self._path in TRANSCRIPTS:
+                self._write(transcript_stream(body, chunked=self._raw))
+                self._finish_client()
+                return None
             self.ok, self.verdict = False, self.failure("its response is not a stream")
             return self.fail(self.verdict)
         if self.committed:

@@ -90,6 +90,15 @@ class InputBody(JsonBody, gc=False, kw_only=True):
     input: msgspec.Raw
 
 
+class SpeechBody(InputBody, gc=False, kw_only=True):
+    """Its `stream`, which some servers have, means sound as it is made; `stream_format` may ask for events."""
+
+    stream_format: str | None = None
+
+    def __post_init__(self) -> None:
+        self.stream = self.stream_format == "sse"
+
+
 class EmbeddingsBody(JsonBody, gc=False, kw_only=True):
     input: msgspec.Raw = msgspec.Raw(b"")
     content: msgspec.Raw = msgspec.Raw(b"")  # llama-server's own name for it, with a response of its own
@@ -187,7 +196,7 @@ DECODERS: dict[str, msgspec.json.Decoder[JsonBody]] = {
     "/v1/messages/count_tokens": msgspec.json.Decoder(MessagesBody),
     "/v1/responses": msgspec.json.Decoder(JsonBody),  # its input may be in an earlier response
     "/v1/responses/input_tokens": msgspec.json.Decoder(JsonBody),
-    "/v1/audio/speech": msgspec.json.Decoder(InputBody),
+    "/v1/audio/speech": msgspec.json.Decoder(SpeechBody),
     "/v1/images/generations": msgspec.json.Decoder(PromptBody),
     "/api/chat": msgspec.json.Decoder(OllamaBody),
     "/api/generate": msgspec.json.Decoder(GenerateBody),

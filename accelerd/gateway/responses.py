@@ -36,6 +36,7 @@ TASKS: Final[dict[str, Task]] = {
     "/v1/audio/speech": "speech",
     "/v1/images/generations": "images",
     "/v1/images/edits": "images",
+    "/v1/images/variations": "images",
     "/api/chat": "ollama",
     "/api/generate": "ollama",
     "/api/embed": "embeddings",
@@ -67,7 +68,10 @@ FORMS: Final = {
     "/v1/audio/transcriptions": ("file",),
     "/v1/audio/translations": ("file",),
     "/v1/images/edits": ("image", "image[]"),
+    "/v1/images/variations": ("image",),
 }
+# Whose answers are whole: what engines make of `stream` is passed on, but a client that waits gets no comments.
+WHOLE: Final = frozenset(path for path, task in TASKS.items() if task in ("embeddings", "rerank", "images"))
 ASSEMBLED: Final = ("/v1/chat/completions", "/v1/completions")  # whose streams stream_assembly.py can put together
 # Where a request may bring tools.
 TOOLED: Final[frozenset[Task]] = frozenset(("chat", "messages", "responses", "ollama"))

@@ -101,11 +101,40 @@ def test_one_after_the_other_on_demand_and_back(daemon: Daemon) -> None:
         assert loaded(daemon) == ["draw"]
 
 
-@pytest.mark.parametrize(("shape", "kind"), [("text", "text"), ("srt", "subrip"), ("verbose_json", "json")])
+@pytest.mark.parametrize(
+    ("shape", "kind"), [("text", "text"), ("srt", "subrip"), ("vtt", "vtt"), ("verbose_json", "json"), ("json", "json")]
+)
 def test_the_formats_of_a_transcription_pass_through(daemon: Daemon, shape: str, kind: str) -> None:
     answer = hear(daemon, response_format=shape)
     assert answer.status == 200, answer.body
     assert kind in answer.headers["content-type"]
+
+
+def test_a_stream_that_it_cannot_give_is_a_transcript(daemon: Daemon) -> None:
+    """As events where its load has taken so long that the client has got a comment."""
+    for path in ("/v1/audio/transcriptions", "/v1/audio/translations"):
+        assert draw(daemon).status == 200, "so it is not loaded"
+        answer = hear(daemon, path, stream="true")
+        assert answer.status == 200
+        if answer.headers["content-type"] == "application/json":
+            assert list(answer.json()) == ["text"]
+        else:
+            assert answer.headers["content-type"] == "text/event-stream"
+            assert answer.body.rpartition(b"data: ")[2].startswith(b'{"type":"transcript.text.done"')
+
+
+def test_edits_and_that_it_has_no_variations(daemon: Daemon) -> None:
+    image = base64.b64decode(draw(daemon).json()["data"][0]["b64_json"])
+    picture = part("image", image, '; filename="a.png"', "Content-Type: image/png\r\n")
+    fields = {"model": "draw", "prompt": f"a red cat {QUICK_IMAGE}", "size": "64x64"}
+    body = form(picture, *(part(name, value.encode()) for name, value in fields.items()))
+    answer = post(daemon, "/v1/images/edits", body, HEADERS)
+    assert answer.status == 200, answer.body
+    assert base64.b64decode(answer.json()["data"][0]["b64_json"]).startswith(PNG)
+    missing = post(daemon, "/v1/images/variations", form(picture, part("model", b"draw")), HEADERS)
+    assert (missing.status, missing.json()["error"]["message"]) == (
+        404, "the engine of draw has nothing at /v1/images/variations",
+    )  # fmt: skip
 
 
 def test_translations_are_asked_of_its_one_path(daemon: Daemon) -> None:

@@ -119,6 +119,13 @@ def test_whatever_an_engine_says_is_an_error_of_the_api(body: bytes, message: st
     assert json.loads(corrected_error(400, body, "/api/chat", "m")[1]) == {"error": message}
 
 
+@pytest.mark.parametrize("path", ["/v1/images/variations", "/v1/audio/speech", "/v1/messages/count_tokens"])
+@pytest.mark.parametrize("body", [b"", b"<html></html>", b'{"detail":1}'])
+def test_a_path_that_an_engine_has_not_is_named_where_it_says_nothing(path: str, body: bytes) -> None:
+    status, said = corrected_error(404, body, path, "m", DIALECT)
+    assert (status, json.loads(said)["error"]["message"]) == (404, f"the engine of m has nothing at {path}")
+
+
 @pytest.mark.parametrize(
     ("kind", "sent"),
     [
