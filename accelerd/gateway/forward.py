@@ -15,6 +15,7 @@ from typing import Any, Final
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ServerSettings
 from accelerd.engines.remote.remotes import Remotes
+from accelerd.gateway.amendments import AMENDED, amendment
 from accelerd.gateway.collector import Collector
 from accelerd.gateway.dialects.translation import (
     EVENT_STREAM,
@@ -197,7 +198,7 @@ class Forwarder:
         finally:
             self._sweeper.forget(relay)
             # The connection keeps the relay, and must not keep the request with its body.
-            relay.replaceable, relay.repeated = never, None
+            relay.replaceable, relay.repeated, relay.amend = never, None, None
             if relay.lease is not None:
                 if relay.unread:
                     self._scheduler.doubt(relay.lease)
@@ -236,6 +237,8 @@ class Forwarder:
         relay.dialect, relay.traits = self._router.dialect(spec), partial(self._router.traits, spec)
         if request.path == RESPONSES:
             relay.repeated = repeated_of(request.original_body, spec.sampling, relay.dialect)
+        elif request.path in AMENDED:
+            relay.amend = amendment(request.info, request.original_body)
 
     def _may_assemble(self, lease: Lease, request: InferenceRequest) -> bool:
         """Is a plain response asked for as a stream and assembled, if that can be? See stream_assembly.py."""

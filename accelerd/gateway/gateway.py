@@ -22,7 +22,9 @@ from accelerd.config.model import ServerSettings
 from accelerd.engines.base import Engine
 from accelerd.engines.remote.remotes import Remotes
 from accelerd.gateway import ollama_catalog
+from accelerd.gateway.absent_paths import meant
 from accelerd.gateway.access import Access
+from accelerd.gateway.amendments import with_texts
 from accelerd.gateway.catalog import Catalog
 from accelerd.gateway.connection import ClientConnection, refusal, too_large
 from accelerd.gateway.content_coding import coding_of, unpack
@@ -40,6 +42,7 @@ from accelerd.gateway.request_body import (
     FORM,
     MAX_NAME,
     OllamasBody,
+    RerankBody,
     boundary_of,
     content_type,
     model_in_query,
@@ -57,11 +60,15 @@ from accelerd.gateway.responses import (
     FORMS,
     JSON_TYPE,
     PATH_ALIASES,
+    PS,
+    PULL,
+    SHOW,
+    TAGS,
     TASKS,
+    VERSION,
     Response,
     answered_by,
     error_response,
-    is_ollamas,
     json_response,
 )
 from accelerd.gateway.sweeper import Sweeper
@@ -78,8 +85,6 @@ ENDING = frozenset(State) - {State.STARTING, State.READY, State.DRAINING}  # no 
 BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
 SESSION_HEADER = b"x-session-id"
 VERSION_HEADER = b"anthropic-version"  # Anthropic's clients send it
-SHOW, TAGS, VERSION, PS, PULL = "/api/show", "/api/tags", "/api/version", "/api/ps", "/api/pull"  # of Ollama's API
-OF_OLLAMA = (SHOW, TAGS, VERSION, PS, PULL)
 OPENAPI = "/openapi.json"
 READ = (b"GET", b"HEAD")
 NAMED = ("/v1/models/", "/models/", "/api/v1/models/")  # and then the name of one
@@ -233,7 +238,7 @@ class Gateway:
             anthropic = VERSION_HEADER in request.headers
             answer = self._catalog.one_for_anthropic(name) if anthropic else self._catalog.one(name)
         else:
-            raise AccelError("not_found", f"there is nothing at {path[:200]!r}", hint=_meant(path))
+            raise AccelError("not_found", f"there is nothing at {path[:200]!r}", hint=meant(path))
         if request.method not in READ:
             raise AccelError("method_not_allowed", f"{path} takes GET", allow="GET, HEAD")
         return answer
@@ -401,6 +406,8 @@ class Gateway:
                 body, form = edited_form(variant, body, form, path)
             return body, form, content_type(boundary)
         info = read_json(path, body)
+        if isinstance(info, RerankBody) and info.has_objects():
+            body = with_texts(body)
         if info.model is None and b"?" in request.target:
             info.model = model_in_query(request.target)
         if (variant := self.router.variant(path, info.model)) is not None:
@@ -428,15 +435,6 @@ def _failed(request: HttpRequest, error: AccelError, asked: InferenceRequest | N
 def _full(request: HttpRequest, path: str) -> bool:
     """Does it ask what accelerd is doing, beside that it is there?"""
     return path in HEALTH and wants_full(request.target)
-
-
-def _meant(path: str) -> str:
-    """What to do for a client that asks for a path that is none of ours."""
-    if is_ollamas(path):
-        known = sorted({*OF_OLLAMA, *filter(is_ollamas, TASKS)})
-        return f"of Ollama's API accelerd has {', '.join(known)}; models are added by accelctl add"
-    ends = [known for known in PATH_ALIASES if path.endswith(known)]
-    return f"set the client's base URL so that it asks for {PATH_ALIASES[max(ends, key=len)]}" if ends else ""
 
 
 def _name_in(path: str) -> str:

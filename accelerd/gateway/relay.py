@@ -110,6 +110,7 @@ class Relay:
         self.misnamed = False  # does the engine call the model otherwise than the client?
         self.translated: TranslatedResponse | None = None  # where the engine's API is not the client's
         self.repeated: Json | None = None  # what a response of the Responses API has of its request
+        self.amend: Callable[[bytes], bytes] | None = None  # a plain answer, as the engine has it; see amendments.py
         self.several = False  # are several prompts answered in one stream?
         self.joined: JoinedStreams | None = None  # what makes one of several streams
         self.committed = False  # has a head been sent?
@@ -268,6 +269,7 @@ class Relay:
             if self.translated is not None or not content_type.startswith(b"application/json"):
                 content_type = JSON_TYPE.encode()
         elif self.translated is not None:
+            body = body if self.amend is None else self.amend(body)
             body, content_type = self.translated.answer(body), JSON_TYPE.encode()
         else:
             if self.misnamed:
@@ -275,7 +277,9 @@ class Relay:
                 if named is body and content_type.startswith(b"application/json") and is_cut(body):
                     raise AccelError("upstream_failed", "the engine's answer is JSON that ends too early")
                 body = named
-            if self._repair and self._path in PLAIN:
+            if self.amend is not None:
+                body = self.amend(body)
+            elif self._repair and self._path in PLAIN:
                 body = corrected_answer(self._path, body, self.dialect, self.repeated)
         self.ok = status < 500
         head = self._commit(status, content_type, self.lease.model, chunked=False, length=len(body))
@@ -292,7 +296,7 @@ class Relay:
         if not self.passed:
             self.first_byte = self._now()
         streams = head.status == 200 and head.content_type.startswith(STREAMS)
-        whole = self.only_stream or self._path in PLAIN or self.translated is not None
+        whole = self.only_stream or self._path in PLAIN or self.translated is not None or self.amend is not None
         named = self.misnamed and head.content_type.startswith(b"application/json")
         whole = whole or (named and (head.length or 0) <= MAX_COLLECTED)
         if not streams and (self.committed or head.status >= 400 or whole):
@@ -394,9 +398,9 @@ class Relay:
             return None
         try:
             self.reply(status, self._head.content_type, body)
-        except AccelError as error:
-            self.ok = False
-            return error
+        except AccelError as found:
+            self.ok = found.status < 500
+            return found
         return None
 
     def lost(self, reason: str, *, clean: bool, answered: bool, unread: bool = False) -> None:

@@ -102,6 +102,7 @@ class SpeechBody(InputBody, gc=False, kw_only=True):
 class EmbeddingsBody(JsonBody, gc=False, kw_only=True):
     input: msgspec.Raw = msgspec.Raw(b"")
     content: msgspec.Raw = msgspec.Raw(b"")  # llama-server's own name for it, with a response of its own
+    dimensions: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
     def __post_init__(self) -> None:
         if not memoryview(self.input) and not memoryview(self.content):
@@ -112,10 +113,15 @@ class RerankBody(JsonBody, gc=False, kw_only=True):
     query: str
     documents: Annotated[list[msgspec.Raw], msgspec.Meta(max_length=MAX_ITEMS)] = []
     texts: Annotated[list[msgspec.Raw], msgspec.Meta(max_length=MAX_ITEMS)] = []  # as Text Embeddings Inference has it
+    return_documents: bool | None = None
 
     def __post_init__(self) -> None:
         if not self.documents and not self.texts:
             raise ValueError("Object missing required field `documents`")
+
+    def has_objects(self) -> bool:
+        """Is a document an object?"""
+        return any(bytes(memoryview(one)[:1]) == b"{" for one in self.documents)
 
 
 class InfillBody(JsonBody, gc=False, kw_only=True):
@@ -172,6 +178,7 @@ class OllamasEmbedding(OllamasBody, gc=False, kw_only=True):
 
 class EmbedBody(OllamasEmbedding, gc=False, kw_only=True):
     input: msgspec.Raw
+    dimensions: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
 class EmbedOneBody(OllamasEmbedding, gc=False, kw_only=True):

@@ -55,6 +55,7 @@ COUNT_TOKENS: Final = "/v1/messages/count_tokens"  # what translates messages do
 PATH_ALIASES: Final = {  # OpenAI's clients may leave out /v1, and Lemonade's ask below /api/v1
     "/v1/reranking": "/v1/rerank",
     "/reranking": "/v1/rerank",
+    "/v2/rerank": "/v1/rerank",  # Cohere's
     "/api/v1/reranking": "/v1/rerank",
     "/api/v1/models": "/v1/models",
     "/api/v1/health": "/v1/health",
@@ -62,7 +63,12 @@ PATH_ALIASES: Final = {  # OpenAI's clients may leave out /v1, and Lemonade's as
     **{path.removeprefix("/v1"): path for path in TASKS if path.startswith("/v1/") and not path.startswith(ANTHROPIC)},
 }
 RESPONSES: Final = "/v1/responses"
+EMBEDDINGS: Final = "/v1/embeddings"
+RERANK: Final = "/v1/rerank"
 GENERATE: Final = "/api/generate"
+# Of Ollama's API what no model answers.
+SHOW, TAGS, VERSION, PS, PULL = "/api/show", "/api/tags", "/api/version", "/api/ps", "/api/pull"
+OF_OLLAMA: Final = (SHOW, TAGS, VERSION, PS, PULL)
 # Paths whose bodies are multipart/form-data, and the field with the file; an image's may be written as an array, too.
 FORMS: Final = {
     "/v1/audio/transcriptions": ("file",),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import socket as sockets
@@ -188,7 +189,10 @@ def by_choice(parts: Sequence[Any]) -> list[Any]:
 
 
 def refused_here(body: Body, engine: Answer, accelerd: Answer) -> bool:
-    """Has accelerd refused by itself what the engine refuses too, or what OpenAI and Anthropic refuse?"""
+    """Has accelerd refused by itself what the engine refuses too, or what OpenAI and Anthropic refuse? Or the engine
+    what accelerd has made of it, which it takes?"""
+    if engine.status == 400 and accelerd.ok and body.path == RERANK:
+        return isinstance(body.fields["documents"][0], dict)  # it takes texts only
     error = accelerd.parts[0].get("error") if accelerd.status == 400 else None
     if error is None or error.get("code") not in ("bad_request", "not_supported_by_model") or not error["message"]:
         return False
@@ -223,6 +227,13 @@ def mended(body: Body, model: str, engine: Answer) -> Answer:
             if choice.setdefault("logprobs", None) is not None:
                 choice["logprobs"]["refusal"] = None
             choice["message"]["refusal"] = None
+    if (dimensions := body.fields.get("dimensions")) is not None and body.path == EMBEDDINGS:
+        for one in engine.parts[0]["data"]:
+            first = one["embedding"][:dimensions]
+            one["embedding"] = [value / math.hypot(*first) for value in first]
+    if body.fields.get("return_documents"):
+        for one in engine.parts[0]["results"]:
+            one["document"] = {"text": body.fields["documents"][one["index"]]}
     if body.path == COMPLETIONS:
         return engine._replace(parts=[part for part in engine.parts if part.get("data", part) is not None])
     if body.path == MESSAGES:
