@@ -25,6 +25,7 @@ KINDS: Final[dict[str, ErrorKind]] = {
     "unauthorized": ErrorKind(401, "Unauthorized"),
     "host_not_allowed": ErrorKind(403, "HostNotAllowed"),
     "origin_not_allowed": ErrorKind(403, "OriginNotAllowed"),
+    "control_only": ErrorKind(403, "NotSupported"),  # asked for on the TCP port
     "not_found": ErrorKind(404, "NotFound"),
     "model_not_found": ErrorKind(404, "NoSuchModel"),
     "not_supported_by_model": ErrorKind(400, "NotSupportedByModel"),  # or by its engine; another model may support it

@@ -106,6 +106,15 @@ HEADER_MODEL: Final = "X-Accelerd-Model"  # the configured name that answered, o
 HEADER_ROUTE: Final = "X-Accelerd-Route"  # by which route it was asked
 HEADER_ATTEMPTS: Final = "X-Accelerd-Attempts"  # how many models were asked
 CONTROL_PREFIX: Final = "/accelerd/v1"  # control routes, on the unix socket only
+# The same of llama.cpp's router and of llama-swap, with the methods that mean them.
+ROUTER_PATHS: Final = {
+    "/models/load": ("POST",),
+    "/models/unload": ("POST",),
+    "/running": ("GET",),
+    "/unload": ("GET", "POST"),
+    "/api/models/unload": ("POST",),
+}
+UNLOAD_PREFIX: Final = "/api/models/unload/"  # and then the name of a model, for POST
 
 
 def accelctl(*words: str) -> str:

@@ -21,6 +21,7 @@ from accelerd.control.event_feed import KINDS, EventFeed, EventsLost
 from accelerd.control.jobs import Job
 from accelerd.control.models import Claimed
 from accelerd.control.operations import Operation, parse
+from accelerd.control.router_paths import RouterPaths
 from accelerd.policy.pins import PinChanged, PinEnd
 
 if TYPE_CHECKING:
@@ -44,10 +45,11 @@ class HttpControl:
 
     def __init__(self, api: ControlApi) -> None:
         self._api = api
+        self._router_paths = RouterPaths(api, OWNER)
 
     async def __call__(self, request: web.BaseRequest, path: str) -> web.StreamResponse | None:
         if not path.startswith(CONTROL_PREFIX + "/"):
-            return None
+            return await self._router_paths.answer(request, path)
         operation = self._api.operations.get(path[len(CONTROL_PREFIX) + 1 :])
         if operation is None:
             raise AccelError("not_found", f"there is no control route {path[:200]!r}")

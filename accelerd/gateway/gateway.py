@@ -16,7 +16,6 @@ from urllib.parse import unquote
 
 from accelerd.base.errors import AccelError
 from accelerd.base.events import EventStream
-from accelerd.base.names import CONTROL_PREFIX
 from accelerd.base.ports import Clock
 from accelerd.config.model import ServerSettings
 from accelerd.engines.base import Engine
@@ -28,6 +27,7 @@ from accelerd.gateway.amendments import with_texts
 from accelerd.gateway.catalog import Catalog
 from accelerd.gateway.connection import ClientConnection, refusal, too_large
 from accelerd.gateway.content_coding import coding_of, unpack
+from accelerd.gateway.control_paths import is_for_control
 from accelerd.gateway.engine_monitor import MONITORED, SLOT, EngineMonitor, check_unchanging
 from accelerd.gateway.engine_paths import PREFIX as UPSTREAM
 from accelerd.gateway.engine_paths import EnginePaths
@@ -189,7 +189,7 @@ class Gateway:
             return None
         if not path.startswith("/"):
             raise AccelError("bad_request", "the request target must be a path")
-        if request.local and path.startswith(CONTROL_PREFIX + "/") and self.make_control is not None:
+        if is_for_control(request, path) and self.make_control is not None:
             request.for_control = True
             return None
         answer = self._from_memory(request, path)
