@@ -26,12 +26,12 @@ from accelerd.gateway.engine_errors import hidden_error
 from accelerd.gateway.going_on import GoingOn, all_failed
 from accelerd.gateway.health_checks import HealthChecks
 from accelerd.gateway.inference_request import InferenceRequest
-from accelerd.gateway.one_by_one import JoinedStreams, bodies_of, joined
+from accelerd.gateway.one_by_one import JoinedStreams, bodies_of, joined, listed
 from accelerd.gateway.relay import Relay, never
 from accelerd.gateway.remote_upstream import RemotePool
 from accelerd.gateway.request_body import OllamasBody, SeveralBody
 from accelerd.gateway.request_router import RequestRouter
-from accelerd.gateway.responses import ASSEMBLED, RESPONSES
+from accelerd.gateway.responses import ASSEMBLED, LISTED, RESPONSES
 from accelerd.gateway.stream_assembly import ask_for_stream, assemble
 from accelerd.gateway.sweeper import Sweeper
 from accelerd.gateway.upstream import ConnectionT, Pool, Upstreams
@@ -292,7 +292,7 @@ class Forwarder:
                     relay.reply(status, kind, content)
                 return error
             answers.append(content)
-        relay.reply(200, kind, joined(answers))
+        relay.reply(200, kind, joined(answers) if request.path not in LISTED else listed(answers))
         return None
 
     async def _join(

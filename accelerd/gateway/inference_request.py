@@ -10,7 +10,7 @@ from accelerd.gateway.going_on import Attempts
 from accelerd.gateway.request_body import FormBody, SeveralBody, with_model
 from accelerd.gateway.request_facts import RequestFacts, RequestInfo
 from accelerd.gateway.request_router import UpstreamTarget
-from accelerd.gateway.responses import ASSEMBLED, WHOLE
+from accelerd.gateway.responses import ASSEMBLED, LISTED, WHOLE
 from accelerd.gateway.variant_edits import edited, edited_form
 from accelerd.scheduler.service import Ticket
 
@@ -50,7 +50,8 @@ class InferenceRequest(Struct):
 
     def answers_apart(self, spec: ModelSpec) -> int:
         """How many answers are asked for one after the other, because the engine would refuse so many at once; or 1."""
-        if not isinstance(self.info, SeveralBody) or self.engines_path not in ASSEMBLED:
+        paths = ASSEMBLED if self.stream else (*ASSEMBLED, *LISTED)
+        if not isinstance(self.info, SeveralBody) or self.engines_path not in paths:
             return 1
         wanted = self.info.answers
         return wanted if wanted > spec.parallel else 1

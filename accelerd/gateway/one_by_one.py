@@ -46,6 +46,17 @@ def joined(answers: Sequence[bytes]) -> bytes:
     return msgspec.json.encode(whole[0])
 
 
+def listed(answers: Sequence[bytes]) -> bytes:
+    """Plain responses of llama-server's own as one. AccelError upstream_failed."""
+    if len(answers) == 1:
+        return answers[0]
+    try:
+        whole = [from_json(answer, dict[str, Any]) for answer in answers]
+    except UNKNOWN:
+        raise AccelError("upstream_failed", "the engine answered with no object") from None
+    return msgspec.json.encode([{**one, **({"index": n} if "index" in one else {})} for n, one in enumerate(whole)])
+
+
 def _numbered(event: Json, answer: int, count: int) -> list[Json]:
     """Its choices, one for each prompt, with the numbers that they have among all answers to all prompts."""
     return [{**choice, "index": choice["index"] * count + answer} for choice in event["choices"]]

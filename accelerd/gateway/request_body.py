@@ -124,7 +124,13 @@ class RerankBody(JsonBody, gc=False, kw_only=True):
         return any(bytes(memoryview(one)[:1]) == b"{" for one in self.documents)
 
 
-class InfillBody(JsonBody, gc=False, kw_only=True):
+class OwnCompletionBody(SeveralBody, gc=False, kw_only=True):
+    """llama-server's own, whose answers are a list if they are several."""
+
+    prompt: msgspec.Raw
+
+
+class InfillBody(SeveralBody, gc=False, kw_only=True):
     input_prefix: msgspec.Raw
     input_suffix: msgspec.Raw
 
@@ -209,7 +215,7 @@ DECODERS: dict[str, msgspec.json.Decoder[JsonBody]] = {
     "/api/generate": msgspec.json.Decoder(GenerateBody),
     "/api/embed": msgspec.json.Decoder(EmbedBody),
     "/api/embeddings": msgspec.json.Decoder(EmbedOneBody),
-    "/completion": msgspec.json.Decoder(PromptBody),
+    "/completion": msgspec.json.Decoder(OwnCompletionBody),
     "/infill": msgspec.json.Decoder(InfillBody),
     "/embedding": msgspec.json.Decoder(EmbeddingsBody),
     "/tokenize": msgspec.json.Decoder(JsonBody),
@@ -239,8 +245,10 @@ def read_json(path: str, body: bytes) -> JsonBody:
         raise AccelError("bad_request", "the body is nested too deeply") from None
     if len(body) > 5 * MAX_KEYS and body.count(b":") > MAX_KEYS:
         check_keys(body)
-    if found.model is not None:
+    if found.model:
         check_name(found.model)
+    else:
+        found.model = None  # some clients, such as llama.vim, write an empty one if none is configured
     return found
 
 

@@ -197,16 +197,15 @@ class RequestRouter:
         return self._routed(plan, facts, _words(lacking, facts.path))
 
     def unnamed(self, path: str) -> ModelSpec | Route:
-        """What a request without a model means: the default if it can, the only one, or the only one for the task.
-
-        AccelError bad_request.
-        """
+        """For no name: the default if it can, the only one, or the only one for the task. AccelError bad_request."""
         default, every = self.directory.default, self.directory.models.values()
         models = [spec for spec in every if not spec.offered] or list(every)
         if default is not None and any(map(self._can(path), self._models_of(default))):
             return default
-        if len(models) > 1:
-            models = list(filter(self._can(path), models)) or models
+        # Every model of llama-server has its own paths: that one is meant that generates.
+        for asked in (path, "/completion") if TASKS[path] == "llama-server" else (path,):
+            if len(models) > 1:
+                models = list(filter(self._can(asked), models)) or models
         if len(models) != 1 and default is not None:
             return default
         if len(models) != 1:

@@ -58,6 +58,7 @@ PATH_ALIASES: Final = {  # OpenAI's clients may leave out /v1, and Lemonade's as
     "/v2/rerank": "/v1/rerank",  # Cohere's
     "/api/v1/reranking": "/v1/rerank",
     "/api/v1/models": "/v1/models",
+    "/v1/props": "/props",
     "/api/v1/health": "/v1/health",
     **{f"/api{path}": path for path in TASKS if path.startswith("/v1/")},
     **{path.removeprefix("/v1"): path for path in TASKS if path.startswith("/v1/") and not path.startswith(ANTHROPIC)},
@@ -79,6 +80,7 @@ FORMS: Final = {
 # Whose answers are whole: what engines make of `stream` is passed on, but a client that waits gets no comments.
 WHOLE: Final = frozenset(path for path, task in TASKS.items() if task in ("embeddings", "rerank", "images"))
 ASSEMBLED: Final = ("/v1/chat/completions", "/v1/completions")  # whose streams stream_assembly.py can put together
+LISTED: Final = ("/completion", "/infill")  # several plain answers are a list
 # Where a request may bring tools.
 TOOLED: Final[frozenset[Task]] = frozenset(("chat", "messages", "responses", "ollama"))
 

@@ -23,7 +23,7 @@ from tests.clients.compare import Result, differences, table, told
 from tests.clients.targets import AGENT_CONTEXT, SLOTS, Pair, Target, pair, translated
 
 SUITES = Path(__file__).parent / "suites"
-SDKS = ["openai", "anthropic", "langchain", "llama_index", "pydantic_ai", "litellm", "dialects"]
+SDKS = ["openai", "anthropic", "langchain", "llama_index", "pydantic_ai", "litellm", "llama_vim", "dialects"]
 DIALECTS = "dialects"  # of these, the suite whose engines have one API only
 NPM = ["openai", "vercel", "langchain"]
 LIMIT = 600  # s for one suite

@@ -241,3 +241,38 @@ async def test_models_and_health_are_there_below_api_too(tmp_path: Path) -> None
             assert answer.json() == (await client.ask("GET", f"/v1{path}")).json()
         assert (await client.ask("GET", "/api/v1/models/nobody")).code == "model_not_found"
         assert (await client.ask("GET", "/api/v1/nothing")).code == "not_found"
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/apply-template", "/props"])
+@on_both_loops
+async def test_without_a_name_the_one_that_generates_is_meant(tmp_path: Path, path: str) -> None:
+    models = [ModelSpec(name, path="/m.gguf") for name in ("vectors", "talk", "ranks")]
+    own = {"vectors": "embeddings", "talk": "completions", "ranks": "rerank"}
+    traits = {name: Traits(frozenset(("llama-server", task))) for name, task in own.items()}  # type: ignore[arg-type]
+    others = {"llama-server": Speaker(of=traits)}
+    async with bench(tmp_path, models=models, others=others) as b, await b.client() as client:
+        if path == "/props":
+            assert (await client.ask("GET", path)).json()["model_alias"] == "talk"
+            return
+        b.engine.says(plain(b"{}"))
+        for named in ({}, {"model": ""}, {"model": None}):
+            answer = await client.ask(path=path, body={**named, **BODIES[path]})
+            assert (answer.status, answer.headers["x-accelerd-model"]) == (200, "talk")
+
+
+@pytest.mark.parametrize(("path", "count"), [("/infill", 3), ("/completion", 2)])
+@on_both_loops
+async def test_more_completions_than_slots_are_a_list_all_the_same(tmp_path: Path, path: str, count: int) -> None:
+    """One after the other, each asked for by itself; what was not to be in the answers is not added."""
+    models = [ModelSpec("m", path="/m.gguf", parallel=1)]
+    async with bench(tmp_path, models=models) as b, await b.client() as client:
+        for said, wanted in ((b'{"index":0,"content":"x","model":"m"}', [0, 1, 2]), (b'{"content":"x"}', [None] * 3)):
+            b.engine.requests.clear()
+            b.engine.says(plain(said))
+            answer = await client.ask(path=path, body={**BODIES[path], "n_cmpl": count, "id_slot": 0})
+            assert [one.get("index") for one in answer.json()] == wanted[:count]
+            assert [one["content"] for one in answer.json()] == ["x"] * count
+            assert len(b.engine.requests) == count
+            assert all("n_cmpl" not in one.json() and one.json()["id_slot"] == 0 for one in b.engine.requests)
+        b.engine.says(plain(b'{"content":"x"}'))
+        assert (await client.ask(path=path, body={**BODIES[path], "n_cmpl": 1})).json() == {"content": "x"}
