@@ -228,6 +228,7 @@ class Forwarder:
     def _begin(self, lease: Lease, relay: Relay, request: InferenceRequest) -> None:
         """It is the request's turn."""
         relay.replaceable = partial(self._replaceable, request)
+        relay.others = self._router.several(request.facts)
         relay.route, relay.attempt = next(iter(request.target.routes), ""), request.attempts.number
         self._router.health.begin(request.target.model)
         lease.cut, relay.leased = relay.cut, lease.progress

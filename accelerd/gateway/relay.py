@@ -104,6 +104,7 @@ class Relay:
         self.dialect = NO_DIALECT
         self.traits: Callable[[], Traits] | None = None  # of the leased model
         self.replaceable: Callable[[AccelError], bool] = never  # may another model answer after such an error?
+        self.others = False  # are there other models that may answer? Then a head alone is no answer yet
         self.called = self.called_there = ""  # the client's name for the model, and that in the request to the engine
         self.route, self.attempt = "", 1  # see response_head
         self.verdict: AccelError | None = None  # what the engine's answer says of it, if that is an error
@@ -311,7 +312,7 @@ class Relay:
         raw = self._commit(head.status, kind, self.lease.model, chunked=chunked, length=length)
         self._rechunk = self._raw and correction is not None
         contents = head.chunked and (self._http10 or correction is not None)
-        if more and not contents and correction is None:
+        if self.others or (more and not contents and correction is None):
             self._held = raw
         else:
             self.passed = True
@@ -344,15 +345,12 @@ class Relay:
                 raise FramingError(f"a response of more than {MAX_COLLECTED >> 20} MiB")
             self._whole.append(data)
             return
-        if self._held:
-            data, self._held = self._held + data, b""
-        else:
-            if self._correction is not None:
-                data = self._correction.feed(data)
-            data = chunk(data) if data and self._rechunk else data
+        if self._correction is not None:
+            data = self._correction.feed(data)
         if data:
+            held, self._held = self._held, b""
             self.passed = True
-            self._write(data)
+            self._write(held + (chunk(data) if self._rechunk else data))
 
     def done(self) -> None:
         if self._whole is not None:
@@ -363,8 +361,10 @@ class Relay:
         except FramingError as error:
             self.lost(str(error), clean=True, answered=True)
             return
-        if rest:
-            self._write_event(rest)
+        held, self._held = self._held, b""
+        if rest or held:
+            self.passed = True
+            self._write(held + (chunk(rest) if rest and self._raw else rest))
         if self.joined is not None and self.joined.more:
             self._end(None)
             return

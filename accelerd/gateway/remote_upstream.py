@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ERROR_BYTES: Final = 256 << 10  # of an error that is passed on
+ANSWERS: Final = frozenset((200, 201, 202, 203))  # statuses with a body
 PAGES: Final = ("text/html", "application/xhtml+xml")  # of a login, or of a wrong path
 
 
@@ -92,8 +93,10 @@ class RemoteConnection:
             status = response.status
             if status in REFUSED:
                 raise client.refused(status)
-            if not 200 <= status < 300 and status < 400:
+            if "Location" in response.headers and 300 <= status < 400:
                 raise client.trouble(f"it answers with a redirection (status {status}): write its new address in url")
+            if status not in ANSWERS and not 400 <= status < 600:
+                raise client.trouble(f"it answers with status {status}, which is no answer")
             if status < 400 and response.content_type in PAGES:
                 raise client.trouble(f"it answers with a page ({response.content_type}): is url right?")
             self._remotes.answered(client.remote.name)

@@ -21,8 +21,8 @@ from tests.ports import free_port
 KEY = "sk-remote-0123456789"
 HELLO = "".join(WORDS)
 MODES = (
-    "big", "slow", "hangup", "redirect", "busy", "page", "broken", "unhappy", "head", "garbage", "gzip", "cut",
-    "cut-chunk", "odd", "later", "unknown", "text", "short", "early",
+    "big", "slow", "hangup", "redirect", "nothing", "busy", "page", "broken", "unhappy", "head", "garbage", "gzip",
+    "cut", "cut-chunk", "odd", "later", "unknown", "text", "short", "early",
 )  # fmt: skip
 
 
@@ -186,6 +186,7 @@ def test_a_stream_that_breaks_ends_with_a_clear_error(daemon: Daemon, name: str,
     [
         ("hangup", "the remote mac: it closed the connection without an answer"),
         ("redirect", "answers with a redirection (status 307)"),
+        ("nothing", "answers with status 204, which is no answer"),
         ("page", "the remote mac: it answers with a page (text/html): is url right?"),
         ("head", "the remote mac: its answer is not valid HTTP"),
         ("garbage", "the remote mac: its answer is not valid HTTP"),

@@ -110,7 +110,7 @@ def test_what_a_remote_offers(settings: Any, names: list[str]) -> None:
 
 
 def test_names_that_none_can_have_here_are_left_out() -> None:
-    odd = ("a\nb", "\u200e", "gpt*", "x" * 5000, " ", "a/../b", "fine name")
+    odd = ("", "a\nb", "\u200e", "gpt*", "x" * 5000, " ", "a/../b", "fine name")
     found = offered([Remote("r", "http://box", api="ollama")], lambda name: state_of(*odd), {})
     assert [one.model for one in found] == ["fine name"]
 
@@ -176,6 +176,37 @@ def test_remotes_are_asked_beside_requests_and_no_more_often_than_needed(api: An
         return remotes.count
 
     assert asyncio.run(play()) == asked
+
+
+@pytest.mark.parametrize("question", [False, True])
+def test_a_key_that_is_refused_while_another_request_begins_is_read_again(tmp_path: Path, question: bool) -> None:
+    path = tmp_path / "key"
+    path.write_text("old")
+    path.chmod(0o600)
+    client = RemoteClient(Remote("r", "http://127.0.0.1:9", key_file=str(path)), {})
+    sent: list[str] = []
+
+    async def play() -> None:
+        await client.open()
+        client.refused(401)  # for the request before
+        path.write_text("new")
+        client._send = send  # type: ignore[method-assign]
+        try:
+            with pytest.raises(RemoteError):
+                await (client.ask("/v1/models", within=5) if question else begin())
+        finally:
+            await client.close()
+
+    async def begin() -> None:
+        async with client.request("http://127.0.0.1:9/v1/chat/completions", body=b"{}"):
+            raise AssertionError
+
+    async def send(url: str, headers: Any, body: bytes | None) -> Any:
+        sent.append(headers["Authorization"])
+        raise ConnectionRefusedError
+
+    asyncio.run(play())
+    assert sent == ["Bearer new"]
 
 
 @pytest.mark.parametrize("content", ["sk-hunter2\x1b[31m", "sk-hun\rter2", "", "sk hunter2", "sk-hünter2"])

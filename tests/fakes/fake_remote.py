@@ -149,6 +149,9 @@ class Server:
                 return False
             case "redirect":
                 return _send(connection, 307, {}, Location=f"{self.url}/other")
+            case "nothing":
+                connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+                return True
             case "busy":
                 return _send(connection, 429, {"error": {"message": "too many requests"}}, **{"Retry-After": "7"})
             case "later":

@@ -19,7 +19,20 @@ from accelerd.gateway.request_facts import RequestFacts
 from accelerd.gateway.request_router import UpstreamTarget
 from accelerd.routing.health import HealthState
 from accelerd.routing.plan import Plan
-from tests.gateway.bench import ALL, DONE, SSE_HEAD, Asked, Bench, Speaker, bench, on_both_loops, plain, token, until
+from tests.gateway.bench import (
+    ALL,
+    DONE,
+    SSE_HEAD,
+    Asked,
+    Bench,
+    Speaker,
+    bench,
+    chunk,
+    on_both_loops,
+    plain,
+    token,
+    until,
+)
 from tests.gateway.client import Client, Response, chat, request
 
 NAMES = ("a", "b", "c", "d")
@@ -369,6 +382,25 @@ async def test_all_are_asked_again_after_a_pause(tmp_path: Path, monkeypatch: py
         asked.clear()
         answers(b, {"a": fault(404), "b": fault(403)})
         assert (await client.ask(body=chat("r"))).status == 403, "that does not pass"
+
+
+@pytest.mark.parametrize("begun", [SSE_HEAD, SSE_HEAD + chunk(b'data: {"model":"the')])
+@on_both_loops
+async def test_a_stream_that_has_hardly_begun_is_given_by_the_next(tmp_path: Path, begun: bytes) -> None:
+    async with table(tmp_path, Route("r", deployments=orders("a", "b"))) as b, await b.client() as client:
+
+        async def script(one: Asked) -> None:
+            mine = one.json()["model"] == "wire-a"
+            one.writer.write(begun if mine else SSE_HEAD + token("x", model="theirs") + DONE)
+            if mine:
+                one.writer.close()
+
+        b.engine.script = script
+        answer = await client.ask(body=chat("r", stream=True))
+        assert (answer.headers[MODEL], answer.headers[ATTEMPTS], answer.complete) == ("b", "2", True)
+        assert answer.events()[0]["model"] == "r"
+        alone = await client.ask(body=chat("a", stream=True))
+        assert (alone.headers[MODEL], alone.complete) == ("a", False)
 
 
 @on_both_loops

@@ -107,6 +107,27 @@ async def test_an_engine_that_ends_without_a_byte(tmp_path: Path, stream: bool, 
 
 
 @on_both_loops
+async def test_a_head_alone_is_no_answer(tmp_path: Path) -> None:
+    async with table(tmp_path) as b, await b.client() as client:
+        asked: list[bytes] = []
+
+        async def script(one: Asked) -> None:
+            asked.append(one.body)
+            one.writer.write(SSE_HEAD if len(asked) < 3 else SSE_HEAD + token("a") + DONE)
+            if len(asked) < 3:
+                one.writer.close()
+
+        b.engine.script = script
+        answer = await client.ask(body=chat("team", stream=True))
+        assert (answer.status, answer.complete, answer.headers[HEADER]) == (200, True, "third")
+        assert answer.events()[0]["choices"][0]["delta"] == {"content": "a"}
+        asked.clear()
+        b.engine.says(SSE_HEAD, close=True)
+        answer = await client.ask(body=chat("team", stream=True))
+        assert (answer.status, answer.code) == (502, "upstream_failed"), "where nobody answers, the status says so"
+
+
+@on_both_loops
 async def test_after_the_first_byte_it_is_too_late(tmp_path: Path) -> None:
     async with table(tmp_path) as b, await b.client() as client:
         b.engine.says(SSE_HEAD, token("a"), close=True)

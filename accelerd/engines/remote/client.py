@@ -166,7 +166,8 @@ class RemoteClient:
 
         What was sent to a connection that the remote had closed meanwhile is sent again over another one.
         """
-        assert self._session is not None
+        while not self.ready:  # another request may have found meanwhile that the key is refused
+            await self.open()
         assert self._headers is not None
         headers = self._headers if body is None else {**self._headers, "Content-Type": kind}
         response: aiohttp.ClientResponse | None = None
@@ -207,7 +208,6 @@ class RemoteClient:
         url = self.remote.address(path)
         try:
             async with asyncio.timeout(within):
-                await self.open()
                 async with self.request(url, body=body) as response:
                     if response.status in REFUSED:
                         raise self.refused(response.status)

@@ -21,6 +21,7 @@ def offers(remote: Remote, model: RemoteModel) -> bool:
     if not remote.offers(model.name) or (remote.api == "accelerd" and model.device == "remote") or ANY in model.name:
         return False
     try:
+        check_name(model.name)  # it is an alias, too
         check_name(f"{remote.name}/{model.name}")
     except ValueError:
         return False
