@@ -272,7 +272,7 @@ class Forwarder:
         for body in bodies:
             collector = Collector(lease, self._now, request.target.busy_statuses)
             self._sweeper.watch(relay, stream=assembled)
-            await self._send(lease, collector, request, body, relay, fresh=bool(answers))
+            await self._send(lease, collector, request, body, relay)
             self._sweeper.forget(relay)  # what is left is ours to do
             relay.unread = collector.unread
             head, failure = collector.response, collector.failure

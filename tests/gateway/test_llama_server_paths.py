@@ -276,3 +276,4 @@ async def test_more_completions_than_slots_are_a_list_all_the_same(tmp_path: Pat
             assert all("n_cmpl" not in one.json() and one.json()["id_slot"] == 0 for one in b.engine.requests)
         b.engine.says(plain(b'{"content":"x"}'))
         assert (await client.ask(path=path, body={**BODIES[path], "n_cmpl": 1})).json() == {"content": "x"}
+        assert b.engine.connections == 1, "an engine keeps those that idle"
