@@ -27,7 +27,7 @@ from accelerd.routing.choice import Decision, Elsewhere, Now, decide, known, pla
 from accelerd.routing.directory import Directory
 from accelerd.routing.health import Health, cools
 from accelerd.routing.judge import Judge
-from accelerd.routing.plan import Member, Plan
+from accelerd.routing.plan import Plan
 from accelerd.routing.sessions import SessionMemory
 from accelerd.routing.verdict import Verdict
 from accelerd.scheduler.record import Snapshot
@@ -153,8 +153,8 @@ class RequestRouter:
         """The usual case, without a look at all the others: the first one is loaded, and nothing else is at work; or
         all are loaded between which it goes by weight."""
         if plan.favourite:
-            return self._there(Member(plan.favourite), plan.way, plan.variants, facts)
-        found = {one.called: self._there(one, plan.way, one.variants, facts) for one in plan.equals}
+            return self._there(plan.favourite, plan.favourite, plan.way, plan.variants, facts)
+        found = {one.called: self._there(one.name, one.called, plan.way, one.variants, facts) for one in plan.equals}
         if not found or None in found.values():
             return None
         draw = self._balance.next(plan.scope, [(one.called, one.weight) for one in plan.equals])
@@ -162,17 +162,17 @@ class RequestRouter:
         return found[draw.chosen]
 
     def _there(
-        self, member: Member, way: tuple[str, ...], variants: tuple[Variant, ...], facts: RequestFacts
+        self, name: str, called: str, way: tuple[str, ...], variants: tuple[Variant, ...], facts: RequestFacts
     ) -> UpstreamTarget | None:
         """The target at this model, if the request could begin at once there, whatever the others do."""
-        traits = self._free(member.name, facts)
+        traits = self._free(name, facts)
         if traits is None:
             return None
-        key = facts.info.model, facts.path, member.called
+        key = facts.info.model, facts.path, called
         favoured = self._favoured.get(key)
         if favoured is not None and favoured[1] is traits and not facts.media:
             return favoured[0]
-        spec = self.directory.models[member.name]
+        spec = self.directory.models[name]
         try:
             target = self.target_of(spec, facts.path, facts.info, facts.media, way, variants)
         except AccelError:  # it lacks a capability that another one may have

@@ -403,7 +403,7 @@ class Core:
         if record is None or record.state is not State.READY or record.waiting or record.leases >= record.spec.slots:
             return False
         others = self._admission.records.values()
-        return not any(one.active or one.waiting for one in others if one is not record)
+        return all(one is record for one in others if one.active or one.waiting)
 
     def placed(self, name: str) -> str:
         """The first device that a model was placed on, a GPU before an NPU; "": on none, or that was not decided."""
