@@ -248,6 +248,8 @@ class Traits:
     context: int | None = None  # tokens that one request may take; None: unknown
     trained: int | None = None  # tokens of the longest context that it was trained for; None: unknown
     size: int | None = None  # bytes of its files, where its server says it
+    # what its file says in numbers, by llama-server's names: n_ctx_train, n_params, …; None: nothing
+    meta: Mapping[str, int] | None = None
 
 
 class Engine(Protocol):

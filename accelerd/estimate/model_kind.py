@@ -5,6 +5,7 @@ A refusal says what the file is and what to do instead. Never fails, never reads
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import stat
@@ -42,12 +43,22 @@ class Modality(StrEnum):
     AUDIO = "audio"
 
 
+class Numbers(Struct, frozen=True):
+    """What a model's header says in numbers; 0: nothing."""
+
+    vocabulary: int = 0  # tokens
+    width: int = 0  # of an embedding
+    parameters: int = 0
+    weights: int = 0  # bytes
+
+
 class Identified(Struct, frozen=True):
     """`reason` and `hint` are of what cannot be run: one clause each, "it is a LoRA adapter", "name it in …"."""
 
     kind: Kind
     name: str = ""  # general.name
     context: int = 0  # tokens that it was trained for; 0: not known
+    numbers: Numbers = Numbers()
     reason: str = ""
     hint: str = ""
     modalities: tuple[Modality, ...] = ()  # of a projector
@@ -166,8 +177,14 @@ def _identify(path: Path, read: Callable[[str], GgufModel]) -> Identified:
 def identify_model(model: GgufModel, *, named: bool = True) -> Identified:
     """What a model is whose headers have been read. `named`: its name says which part of how many it is."""
     name = model.header.values.get("general.name")
-    found = replace(_identify_header(model, named), context=model.number("context_length"))
+    found = _identify_header(model, named)
+    found = replace(found, context=model.number("context_length"), numbers=_numbers(model))
     return replace(found, name=name.strip()) if isinstance(name, str) else found
+
+
+def _numbers(model: GgufModel) -> Numbers:
+    parameters = sum(math.prod(tensor.shape) for tensor in model.tensors.values())
+    return Numbers(model.vocabulary, model.number("embedding_length"), parameters, model.weights)
 
 
 def _identify_header(model: GgufModel, named: bool) -> Identified:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Final
+from urllib.parse import parse_qsl
 
+from accelerd.base.decoding import whole_number
+from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec, Route
 from accelerd.config.variants import Variant
-from accelerd.engines.base import Traits
+from accelerd.engines.base import Task, Traits
 from accelerd.gateway.dialects.translation import offered
+from accelerd.gateway.request_body import MAX_NAME
 from accelerd.gateway.request_router import RequestRouter
 from accelerd.gateway.responses import iso_date
 from accelerd.scheduler.lifecycle import State
@@ -17,6 +22,16 @@ from accelerd.scheduler.service import Scheduler
 
 Json = dict[str, Any]
 CPU = "cpu"
+# Words for a model's state that llama.cpp's router has; every other one is "unloaded".
+WORDS: Final = {
+    State.READY: "loaded",
+    State.STARTING: "loading",
+    State.WAKING: "loading",
+    State.DOWNLOADING: "downloading",
+    State.ASLEEP: "sleeping",
+}
+FAILED: Final = frozenset((State.BACKOFF, State.FAILED))
+MOST_LISTED: Final = 1000  # of Anthropic's pages
 RECENT: Final = 1.0  # s: who would have to leave for a model is searched for among all that are loaded
 
 
@@ -45,13 +60,13 @@ class Catalog:
                 data += _with_variants(self._route(route, known), route)
         return {"object": "list", "data": data}
 
-    def all_for_anthropic(self) -> Json:
-        """The list as Anthropic's clients know it: one page."""
+    def all_for_anthropic(self, query: str = "") -> Json:
+        """The list as Anthropic's clients know it, or the page that the query asks for. AccelError bad_request."""
         directory = self._router.directory
         every: list[ModelSpec | Route] = [*directory.models.values(), *directory.routes.values()]
-        data = [self._for_anthropic(name) for one in every if not one.unlisted for name in _listed(one)]
-        ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
-        return {"data": data, "has_more": False, **ends}
+        names, more = _page([name for one in every if not one.unlisted for name in _listed(one)], query)
+        ends = {"first_id": names[0], "last_id": names[-1]} if names else {"first_id": None, "last_id": None}
+        return {"data": [self._for_anthropic(name) for name in names], "has_more": more, **ends}
 
     def one_for_anthropic(self, name: str) -> Json:
         """AccelError model_not_found."""
@@ -88,7 +103,10 @@ class Catalog:
             "recipe": traits.recipe,
             "engine": spec.engine,
             "device": kind_of(snapshot, traits),
-            "status": {"value": _word(snapshot)},
+            "status": _status(snapshot.state),
+            "state": str(snapshot.state),
+            "architecture": _architecture(traits.tasks),
+            "meta": traits.meta,
             "queue": snapshot.leases + snapshot.queue,
             "displaces": list(self._displaces(spec.name)),
         }
@@ -109,7 +127,8 @@ class Catalog:
         models = [known[name] for name in self._models(route) if name in known]
         traits = [self._router.traits(snapshot.spec) for snapshot in models]
         contexts = [_context(snapshot.spec, one) for snapshot, one in zip(models, traits, strict=True)]
-        loaded = any(snapshot.state is State.READY for snapshot in models)
+        states = [snapshot.state for snapshot in models] or [State.STOPPED]
+        state = State.READY if State.READY in states else states[0]
         return {
             **self._head(route.name, route.description),
             "aliases": list(route.aliases),
@@ -117,7 +136,9 @@ class Catalog:
             "context_length": min(filter(None, contexts), default=None),
             "capabilities": sorted({task for one in traits for task in capabilities(one)}),
             "labels": sorted({label for one in traits for label in one.labels}),
-            "status": {"value": "loaded" if loaded else _word(models[0]) if models else "stopped"},
+            "architecture": _architecture(frozenset[Task]().union(*(one.tasks for one in traits))),
+            "status": _status(state),
+            "state": str(state),
         }
 
     def _models(self, route: Route) -> tuple[str, ...]:
@@ -168,5 +189,36 @@ def _size(snapshot: Snapshot, traits: Traits) -> int | None:
     return traits.size if traits.size is not None else parts.get("weights", 0) + parts.get("projector", 0) or None
 
 
-def _word(snapshot: Snapshot) -> str:
-    return "loaded" if snapshot.state is State.READY else str(snapshot.state)
+def _status(state: State) -> Json:
+    """As llama.cpp's router says it."""
+    said: Json = {"value": WORDS.get(state, "unloaded")}
+    return {**said, "failed": True} if state in FAILED else said
+
+
+@lru_cache(maxsize=256)
+def _architecture(tasks: frozenset[Task]) -> Json:
+    """What goes into a model and comes out of it."""
+    ears = not tasks.isdisjoint(("audio", "transcription"))
+    into = [*(["image"] if "vision" in tasks else []), *(["audio"] if ears else [])]
+    out = [word for task, word in (("images", "image"), ("speech", "audio")) if task in tasks]
+    return {
+        "input_modalities": ["text", *into] if tasks != {"transcription"} else into,
+        "output_modalities": out or ["text"],
+    }
+
+
+def _page(names: list[str], query: str) -> tuple[list[str], bool]:
+    """The names that Anthropic's `limit`, `after_id` and `before_id` ask for, and whether there are more that way."""
+    asked = dict(parse_qsl(query))
+    limit = whole_number(asked.get("limit", str(MOST_LISTED)))
+    if limit is None or not 0 < limit <= MOST_LISTED:
+        raise AccelError("bad_request", f"`limit` must be a whole number from 1 to {MOST_LISTED}", param="limit")
+    for param in ("after_id", "before_id"):
+        if param in asked and asked[param] not in names:
+            text = f"there is no model {asked[param][:MAX_NAME]!r} in the list"
+            raise AccelError("bad_request", text, hint="give the id of one", param=param)
+    if "before_id" in asked:
+        before = names[: names.index(asked["before_id"])]
+        return before[-limit:], len(before) > limit
+    after = names[names.index(asked["after_id"]) + 1 :] if "after_id" in asked else names
+    return after[:limit], len(after) > limit

@@ -15,13 +15,13 @@ from urllib.parse import unquote
 from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec, Route
 from accelerd.gateway.connection import ClientConnection, refusal
-from accelerd.gateway.relay import STREAMS, Relay
+from accelerd.gateway.relay import Relay
 from accelerd.gateway.request_body import check_name
 from accelerd.gateway.request_log import CLIENT_GONE, log_answer, log_refusal
 from accelerd.gateway.request_parser import HttpRequest
 from accelerd.gateway.request_router import RequestRouter
 from accelerd.gateway.response_framing import Head
-from accelerd.gateway.responses import Response, answered_by, cors_headers, date_and_id, reason
+from accelerd.gateway.responses import STREAMS, Response, answered_by, cors_headers, date_and_id, reason
 from accelerd.gateway.sweeper import Sweeper
 from accelerd.gateway.upstream import ConnectionPool, ResponseReceiver, UpstreamConnection
 from accelerd.scheduler.service import Scheduler

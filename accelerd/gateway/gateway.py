@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import re
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
 from accelerd.base.errors import AccelError
 from accelerd.base.events import EventStream
@@ -40,11 +38,11 @@ from accelerd.gateway.preflight import preflight
 from accelerd.gateway.relay import Relay
 from accelerd.gateway.request_body import (
     FORM,
-    MAX_NAME,
     OllamasBody,
     RerankBody,
     boundary_of,
     content_type,
+    model_in_path,
     model_in_query,
     read_form,
     read_json,
@@ -82,7 +80,6 @@ if TYPE_CHECKING:
     from accelerd.gateway.control_server import Control, ControlServer
 
 ENDING = frozenset(State) - {State.STARTING, State.READY, State.DRAINING}  # no request is sent to the instance any more
-BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
 SESSION_HEADER = b"x-session-id"
 VERSION_HEADER = b"anthropic-version"  # Anthropic's clients send it
 OPENAPI = "/openapi.json"
@@ -232,9 +229,12 @@ class Gateway:
             answer = ollama_catalog.running(self._catalog.loaded(), time.time())
         elif path in ("/v1/models", "/models"):
             self._remotes.touch_offering()
-            answer = self._catalog.all_for_anthropic() if VERSION_HEADER in request.headers else self._catalog.all()
+            query = request.target.partition(b"?")[2].decode("latin-1")
+            answer = (
+                self._catalog.all_for_anthropic(query) if VERSION_HEADER in request.headers else self._catalog.all()
+            )
         elif path.startswith(NAMED):
-            name = _name_in(path.partition("/models/")[2])
+            name = model_in_path(path.partition("/models/")[2])
             anthropic = VERSION_HEADER in request.headers
             answer = self._catalog.one_for_anthropic(name) if anthropic else self._catalog.one(name)
         else:
@@ -435,14 +435,3 @@ def _failed(request: HttpRequest, error: AccelError, asked: InferenceRequest | N
 def _full(request: HttpRequest, path: str) -> bool:
     """Does it ask what accelerd is doing, beside that it is there?"""
     return path in HEALTH and wants_full(request.target)
-
-
-def _name_in(path: str) -> str:
-    """The name of a model at the end of a path. AccelError model_not_found where that is no valid percent-encoding."""
-    try:
-        if BAD_ESCAPE.search(path):
-            raise ValueError
-        return unquote(path, errors="strict")[: MAX_NAME + 1]
-    except ValueError:
-        text = f"there is no model {path[:MAX_NAME]!r}: its name is not valid percent-encoding"
-        raise AccelError("model_not_found", text, param="model") from None

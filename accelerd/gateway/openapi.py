@@ -41,6 +41,7 @@ INFERENCE: Final = (
 )  # fmt: skip
 
 TEXT: Final[Json] = {"type": "string"}
+TEXTS: Final[Json] = {"type": "array", "items": {"type": "string"}}
 OBJECT: Final[Json] = {"type": "object"}
 TEXT_OR_NULL: Final[Json] = {"type": ["string", "null"]}
 WHOLE_OR_NULL: Final[Json] = {"type": ["integer", "null"]}
@@ -63,7 +64,12 @@ MODEL_ENTRY: Final = record(
     labels={"type": "array", "items": TEXT},
     context_length=WHOLE_OR_NULL,
     size=WHOLE_OR_NULL,
-    status=record({"value": TEXT}),
+    status=record({"value": TEXT}, failed={"type": "boolean"}),
+    state=TEXT,
+    architecture=record(
+        {"input_modalities": {"type": "array", "items": TEXT}, "output_modalities": {"type": "array", "items": TEXT}}
+    ),
+    meta={"type": ["object", "null"]},
     queue={"type": "integer"},
 )
 ANTHROPIC_ENTRY: Final = record({"type": {"const": "model"}, "id": TEXT, "display_name": TEXT, "created_at": TEXT})

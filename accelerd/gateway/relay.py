@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import lru_cache
 
 from accelerd.base.errors import AccelError
 from accelerd.engines.base import Traits
@@ -30,34 +29,19 @@ from accelerd.gateway.dialects.translation import EVENT_STREAM, JSON_LINES, Tran
 from accelerd.gateway.engine_errors import NO_DIALECT, TOO_LONG, corrected_error, failure_of, hidden_error
 from accelerd.gateway.one_by_one import JoinedStreams
 from accelerd.gateway.response_framing import LAST_CHUNK, FramingError, Head, chunk
-from accelerd.gateway.responses import JSON_TYPE, answered_by, cors_headers, date_and_id, is_ollamas, reason
+from accelerd.gateway.responses import (
+    JSON_TYPE,
+    STREAMS,
+    date_and_id,
+    is_ollamas,
+    response_head,
+)
 from accelerd.gateway.stream_events import Json
 from accelerd.gateway.transcripts import TRANSCRIPTS, transcript_stream
 from accelerd.gateway.upstream import Connection, ResponseReceiver
 from accelerd.scheduler.record import Lease
 
-STREAMS = (EVENT_STREAM, JSON_LINES)
 MAX_COLLECTED = 64 << 20  # bytes of a response that is collected before it is sent
-
-
-@lru_cache(maxsize=512)
-def response_head(
-    status: int, kind: bytes, model: str, keep_alive: bool, origin: str | None, route: str = "", attempt: int = 1
-) -> bytes:
-    """Status line and headers, without framing and the final empty line. The engine's other headers are dropped.
-
-    `model`: which answers; "": that is not known yet. `route`: by which it was reached; `attempt`: how many were asked.
-    """
-    lines = [f"HTTP/1.1 {status} {reason(status)}".encode(), b"Content-Type: " + kind]
-    if model:
-        lines += [f"{name}: {value}".encode() for name, value in answered_by(model, route, attempt).items()]
-    if kind.startswith(STREAMS):
-        lines += [b"Cache-Control: no-cache", b"X-Accel-Buffering: no"]
-    if origin is not None:
-        lines += [f"{name}: {value}".encode() for name, value in cors_headers(origin).items()]
-    if not keep_alive:
-        lines.append(b"Connection: close")
-    return b"\r\n".join(lines) + b"\r\n"
 
 
 def never(error: AccelError) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from typing import Annotated
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 import msgspec
 
@@ -20,6 +20,7 @@ MAX_ITEMS = 1 << 16  # messages or inputs in one request
 MAX_KEYS = 1 << 13  # in one object: engines look through all of them for each one more
 MAX_WORK = MAX_KEYS * MAX_KEYS  # keys looked through, in all objects: as for two of MAX_KEYS
 MAX_TOKENS = 1 << 20  # keys, strings, beginnings and ends of objects: 16 for each of MAX_ITEMS messages
+BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
 MAX_NAME = 256  # characters of a model's name; configured ones are shorter
 MAX_ANSWERS = 128  # `n`, as OpenAI has it
 MAX_PARTS = 64
@@ -257,6 +258,17 @@ def check_name(model: str) -> None:
     if model.endswith(TRIAL_SUFFIX) or len(model) > MAX_NAME:
         text = f"there is no model {model[:MAX_NAME]!r}; see GET /v1/models"
         raise AccelError("model_not_found", text, param="model")
+
+
+def model_in_path(path: str) -> str:
+    """The name of a model at the end of a path. AccelError model_not_found where that is no valid percent-encoding."""
+    try:
+        if BAD_ESCAPE.search(path):
+            raise ValueError
+        return unquote(path, errors="strict")[: MAX_NAME + 1]
+    except ValueError:
+        text = f"there is no model {path[:MAX_NAME]!r}: its name is not valid percent-encoding"
+        raise AccelError("model_not_found", text, param="model") from None
 
 
 def model_in_query(target: bytes) -> str | None:

@@ -19,6 +19,7 @@ from accelerd.base.errors import AccelError
 from accelerd.engines.base import Task
 
 JSON_TYPE = "application/json"
+STREAMS: Final = (b"text/event-stream", b"application/x-ndjson")
 PRINTABLE: Final = punctuation.replace("%", "") + " "  # beside letters and digits; all else is escaped, with %
 
 TASKS: Final[dict[str, Task]] = {
@@ -175,6 +176,26 @@ def cors_headers(origin: str) -> dict[str, str]:
         "Retry-After, x-should-retry, x-request-id, request-id",
         "Vary": "Origin",
     }
+
+
+@lru_cache(maxsize=512)
+def response_head(
+    status: int, kind: bytes, model: str, keep_alive: bool, origin: str | None, route: str = "", attempt: int = 1
+) -> bytes:
+    """Status line and headers, without framing and the final empty line. The engine's other headers are dropped.
+
+    `model`: which answers; "": that is not known yet. `route`: by which it was reached; `attempt`: how many were asked.
+    """
+    lines = [f"HTTP/1.1 {status} {reason(status)}".encode(), b"Content-Type: " + kind]
+    if model:
+        lines += [f"{name}: {value}".encode() for name, value in answered_by(model, route, attempt).items()]
+    if kind.startswith(STREAMS):
+        lines += [b"Cache-Control: no-cache", b"X-Accel-Buffering: no"]
+    if origin is not None:
+        lines += [f"{name}: {value}".encode() for name, value in cors_headers(origin).items()]
+    if not keep_alive:
+        lines.append(b"Connection: close")
+    return b"\r\n".join(lines) + b"\r\n"
 
 
 def json_response(data: Any, status: int = 200) -> Response:

@@ -107,7 +107,7 @@ def test_all_that_shows_a_model_says_that_it_sleeps(daemons: DaemonFactory, stag
     seen = daemon.wait_state("a", "asleep")
     assert seen["reason"].startswith("asleep: idle for")
     [entry] = daemon.send("GET", "/v1/models").json()["data"]
-    assert entry["status"] == {"value": "asleep"}
+    assert (entry["status"], entry["state"]) == ({"value": "sleeping"}, "asleep")
     explained = daemon.control("GET", "explain?model=a").json()
     assert any(flag["text"] == "--enable-sleep-mode" for flag in explained["flags"])
     assert daemon.events("load?model=a")[-1]["event"] == "ready"

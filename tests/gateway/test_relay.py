@@ -12,8 +12,9 @@ from accelerd.base.errors import AccelError
 from accelerd.config.model import ModelSpec
 from accelerd.engines.base import Endpoint
 from accelerd.gateway.collector import Collector
-from accelerd.gateway.relay import Relay, response_head
+from accelerd.gateway.relay import Relay
 from accelerd.gateway.response_framing import Head
+from accelerd.gateway.responses import response_head
 from accelerd.scheduler.record import Lease, ModelRecord
 from tests.fakes.clock import FakeClock
 from tests.gateway.bench import ONE_BYTE

@@ -298,7 +298,7 @@ async def test_models_are_listed_without_touching_an_engine(tmp_path: Path) -> N
         assert first["aliases"] == ["gpt-4o", "org/alias", "local/m"]
         assert first["context_length"] == 4096
         assert isinstance(first["created"], int)
-        assert first["status"] == {"value": "stopped"}
+        assert (first["status"], first["state"]) == ({"value": "unloaded"}, "stopped")
         assert (await client.ask("GET", "/models")).json() == listed
         assert b.scheduler.snapshot("m").instance is None
         assert (await client.ask(body=chat())).status == 200

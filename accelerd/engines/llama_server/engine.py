@@ -361,6 +361,7 @@ class LlamaServer(Engine):
                 device=device,
                 context=context,
                 trained=trained,
+                meta=files.meta_of(own.model, context),
             )
         why_not: dict[str, str] = {
             one: f"the llama-server of {spec.name} has no {PATHS[one]}: update llama.cpp" for one in absent
@@ -376,7 +377,8 @@ class LlamaServer(Engine):
         if Modality.AUDIO not in sees:
             why_not["transcription"] = why_not["audio"] = f"{spec.name} has no projector for audio: {belongs}"
         tasks = frozenset(task for task in (*GENERATES, *PATHS, "llama-server") if task not in why_not)
-        return Traits(tasks, why_not, device=device, context=context, trained=trained)
+        meta = files.meta_of(own.model, context)
+        return Traits(tasks, why_not, device=device, context=context, trained=trained, meta=meta)
 
     async def probe(self, plan: LaunchPlan, *, thorough: bool) -> LaunchPlan | None:
         if plan.probe_path != PROBES["generate"][0]:

@@ -117,6 +117,22 @@ class FileReader:
         return known[1]
 
 
+def meta_of(model: Identified, context: int | None) -> dict[str, int] | None:
+    """What the header of a model says in numbers, as llama-server's `meta` has it; None: nothing."""
+    numbers = model.numbers
+    if not numbers.parameters:
+        return None
+    found = {
+        "n_vocab": numbers.vocabulary,
+        "n_ctx": context or 0,
+        "n_ctx_train": model.context,
+        "n_embd": numbers.width,
+        "n_params": numbers.parameters,
+        "size": numbers.weights,
+    }
+    return {name: number for name, number in found.items() if number}
+
+
 def with_task(spec: ModelSpec, kind: Kind) -> ModelSpec:
     """`embeddings` or `rerank` where the model's header says so and the user says nothing of either."""
     key = {Kind.EMBEDDING: "embeddings", Kind.RERANK: "rerank"}.get(kind)
