@@ -24,6 +24,7 @@ NO_DIALECT: Final = Dialect()
 MAX_HIDDEN: Final = 64 << 10  # bytes: a longer response with status 200 is not checked for an error
 NO_REASON: Final = "no reason given"
 MAX_READ: Final = 4 << 10  # bytes of an error that is a text or a page
+BESIDE_ERRORS: Final = frozenset(("error", "type", "status", "code", "request_id", "user_id"))
 MAX_QUOTED: Final = 400  # characters of an engine's own message that the client gets
 
 
@@ -84,6 +85,19 @@ def hidden_error(content: bytes) -> str | None:
     if isinstance(error, dict):
         error = error.get("message", "no reason given")
     return str(error)[:MAX_QUOTED] if error is not None else None
+
+
+def sole_error(content: bytes) -> str | None:
+    """The error in a response with status 200 that has nothing else, as clouds send it that ask others in turn."""
+    if len(content) > MAX_HIDDEN or b'"error"' not in content[:MAX_QUOTED]:
+        return None
+    try:
+        answer = from_json(content, dict[str, object])
+    except msgspec.DecodeError:
+        return None
+    if answer.keys() - BESIDE_ERRORS or not isinstance(answer.get("error"), dict | str) or not answer["error"]:
+        return None
+    return hidden_error(content)
 
 
 def code_of(body: bytes) -> str | None:

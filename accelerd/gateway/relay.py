@@ -26,7 +26,7 @@ from accelerd.gateway.corrections import (
     waiting_event,
 )
 from accelerd.gateway.dialects.translation import EVENT_STREAM, JSON_LINES, TranslatedResponse
-from accelerd.gateway.engine_errors import NO_DIALECT, TOO_LONG, corrected_error, failure_of, hidden_error
+from accelerd.gateway.engine_errors import NO_DIALECT, TOO_LONG, corrected_error, failure_of, hidden_error, sole_error
 from accelerd.gateway.one_by_one import JoinedStreams
 from accelerd.gateway.response_framing import LAST_CHUNK, FramingError, Head, chunk
 from accelerd.gateway.responses import (
@@ -253,6 +253,8 @@ class Relay:
             status, body = self._corrected(status, body)
             if self.translated is not None or not content_type.startswith(b"application/json"):
                 content_type = JSON_TYPE.encode()
+        elif (said := sole_error(body)) is not None:
+            raise AccelError("upstream_failed", f"the engine failed: {said}")
         elif self.translated is not None:
             body = body if self.amend is None else self.amend(body)
             body, content_type = self.translated.answer(body), JSON_TYPE.encode()

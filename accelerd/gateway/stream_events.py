@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from accelerd.base.decoding import from_json
+from accelerd.gateway.response_framing import FramingError
 
 Json = dict[str, Any]
+MAX_EVENT: Final = 16 << 20  # bytes
 
 
 def event_of(body: Mapping[str, Any], name: str = "") -> bytes:
@@ -38,14 +40,24 @@ class WholeEvents:
     after = b"\n\n"  # each event
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()  # of an event
 
     def feed(self, data: bytes) -> bytes:
-        *events, self._rest = (self._rest + data).split(self.after)
+        """FramingError where an event does not end."""
+        if self._rest:
+            seen = max(0, len(self._rest) - len(self.after) + 1)
+            self._rest += data
+            if self._rest.find(self.after, seen) < 0:
+                if len(self._rest) > MAX_EVENT:
+                    raise FramingError(f"it sent an event of more than {MAX_EVENT >> 20} MiB")
+                return b""
+            data = bytes(self._rest)
+        *events, rest = data.split(self.after)
+        self._rest = bytearray(rest)
         return b"".join([event + self.after for one in events if (event := self.corrected(one)) is not None])
 
     def end(self) -> bytes:
-        rest, self._rest = self._rest, b""
+        rest, self._rest = bytes(self._rest), bytearray()
         return rest
 
     def corrected(self, event: bytes) -> bytes | None:

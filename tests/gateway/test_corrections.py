@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accelerd.base.errors import AccelError
-from accelerd.config.model import ServerSettings
-from accelerd.engines.base import Dialect
+from accelerd.config.model import ModelSpec, ServerSettings
+from accelerd.engines.base import Dialect, Traits
 from accelerd.engines.llama_server.dialect import DIALECT
+from accelerd.gateway import stream_events
 from accelerd.gateway.corrections import Renamed, correction_for, error_event, is_cut, renamed
 from accelerd.gateway.engine_errors import corrected_error, lacks_model
-from tests.gateway.bench import SSE_HEAD, Bench, Speaker, bench, chunk, on_both_loops, plain, until
-from tests.gateway.client import CHAT, request
+from tests.gateway.bench import ALL, SSE_HEAD, Asked, Bench, Speaker, bench, chunk, on_both_loops, plain, until
+from tests.gateway.client import CHAT, chat, request
 
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 USER = {"messages": [{"role": "user", "content": "hi"}]}
@@ -440,6 +441,29 @@ def test_json_that_ends_too_early_is_told_from_what_is_only_odd(value: Any) -> N
     if isinstance(value, list | dict | str):
         assert is_cut(body[:-1])
     assert not is_cut(b"[" * 100_000)
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages", "/v1/responses"])
+@on_both_loops
+async def test_an_event_that_does_not_end_is_an_error(
+    tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_events, "MAX_EVENT", 1 << 20)
+    speaker = Speaker(of={"a": Traits(ALL, wire_name="theirs")})
+    models = [ModelSpec("a", path="/a.gguf")]
+    async with bench(tmp_path, models=models, others={"llama-server": speaker}) as b, await b.client() as client:
+        event = b"data: " + b"x" * 100_000
+
+        async def script(one: Asked) -> None:
+            one.writer.write(SSE_HEAD + chunk(event + b"\n") + chunk(b"\n"))
+            while True:
+                one.writer.write(chunk(event))
+                await one.writer.drain()
+
+        b.engine.script = script
+        answer = await client.ask("POST", path, chat("a", stream=True, max_tokens=1, input="x"))
+        assert answer.complete is False
+        assert b"it sent an event of more than 1 MiB" in answer.body
 
 
 @pytest.mark.parametrize("size", [1, 7, 4096])

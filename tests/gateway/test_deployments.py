@@ -147,6 +147,35 @@ async def test_an_answer_that_is_cut_is_an_error_where_nobody_else_can_answer(tm
         assert (await client.ask(body=chat("b"))).status == 200, "Python's engines write NaN"
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"error":{"message":"the provider is away","code":502},"user_id":"u"}',
+        b'{"type":"error","error":{"type":"overloaded_error","message":"the provider is away"}}',
+        b' {"error": "the provider is away"}',
+    ],
+    ids=range(3),
+)
+@on_both_loops
+async def test_an_error_with_status_200_is_no_answer(tmp_path: Path, body: bytes, path: str) -> None:
+    async with table(tmp_path, Route("r", deployments=orders("a", "b"))) as b, await b.client() as client:
+        answers(b, {"a": plain(body), "b": plain(BODY.replace(b"[]", b'[{"message":{"content":"x"}}]'))})
+        answer = await client.ask("POST", path, chat("r", max_tokens=1))
+        assert (answer.status, answer.headers[MODEL], answer.headers[ATTEMPTS]) == (200, "b", "2")
+        alone = await client.ask("POST", path, chat("a", max_tokens=1))
+        assert alone.status == 502
+        assert "the provider is away" in alone.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("more", [b'"error":null,', b'"error":{},', b'"error":{"message":"a part failed"},'])
+@on_both_loops
+async def test_an_answer_that_has_an_error_beside_it_stays_one(tmp_path: Path, more: bytes) -> None:
+    async with table(tmp_path, Route("r", deployments=orders("a", "b"))) as b, await b.client() as client:
+        answers(b, {"a": plain(BODY.replace(b"{", b"{" + more, 1))})
+        assert await who(client) == "a 1"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @on_both_loops
 async def test_a_server_without_the_model_is_passed_over_and_shown(tmp_path: Path, stream: bool) -> None:

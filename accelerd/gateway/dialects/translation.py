@@ -19,9 +19,9 @@ from accelerd.base.decoding import from_json
 from accelerd.engines.base import Task
 from accelerd.gateway.dialects.neutral import Answering, Failed, Request, error_in
 from accelerd.gateway.response_framing import FramingError
+from accelerd.gateway.stream_events import MAX_EVENT
 
 Json = dict[str, Any]
-MAX_EVENT: Final = 16 << 20  # bytes
 JSON_LINES: Final = b"application/x-ndjson"
 EVENT_STREAM: Final = b"text/event-stream"
 CHAT, MESSAGES, OLLAMA = "/v1/chat/completions", "/v1/messages", "/api/chat"
