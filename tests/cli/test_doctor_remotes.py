@@ -63,6 +63,17 @@ def test_each_is_asked_by_the_daemon(here: CheckContext, ctl: Ctl, daemon: FakeD
     assert fourth.fix.endswith("| curl -H @- -i https://mac.lan:1234/v1/models")
 
 
+def test_of_many_models_the_first_are_shown(ctl: Ctl, daemon: FakeDaemon) -> None:
+    model = {"names": [], "loaded": None, "size": None, "context": None, "capabilities": []}
+    many = [{"name": f"model-{number}", **model} for number in range(103)]
+    one = {"name": "mac", "url": "https://mac.lan/v1", "api": "openai", "used": [], "reachable": True, "trouble": None,
+           "missing": [], "models": many}  # fmt: skip
+    daemon.answers["GET remotes"] = Reply({"remotes": [one, {**one, "name": "box", "models": many[:100]}]})
+    text = ctl("remotes").out
+    assert (text.count("model-"), "mac has 3 more" in text, "box has" in text) == (200, True, False)
+    assert ctl("--json", "remotes").out.count("model-") == 203
+
+
 @pytest.mark.parametrize(
     ("api", "header", "address"),
     [

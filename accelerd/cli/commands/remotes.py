@@ -13,6 +13,7 @@ from accelerd.cli.text import printable
 HEAD = ("REMOTE", "STATE", "API", "MODELS HERE", "URL")
 MODELS_HEAD = ("REMOTE", "MODEL THERE", "HERE", "LOADED", "SIZE", "CONTEXT", "CAN")
 LOADED = {True: "yes", False: "no", None: "-"}
+MOST = 100  # models of one remote that are shown
 TIMEOUT = 30.0  # s: each has a few seconds to answer
 
 
@@ -56,9 +57,12 @@ def run(context: Context, args: argparse.Namespace) -> int:
             ", ".join(model["capabilities"]) or "-",
         )
         for one in found
-        for model in one["models"]
+        for model in one["models"][:MOST]
     ]
     if models:
         out.line()
         out.table(MODELS_HEAD, models, [("", "bold", *[""] * 5)] * len(models))
+    for one in found:
+        if (more := len(one["models"]) - MOST) > 0:
+            out.line(f"{one['name']} has {more} more; accelctl --json remotes shows all.")
     return ExitStatus.OK
