@@ -61,6 +61,12 @@ class ServerSettings:
         'Fill in what engines leave out of their answers and what the published API has; "off": pass them on as they '
         "are.",
     )
+    unknown_parameters: Literal["pass", "drop", "refuse"] = key(
+        Literal["pass", "drop", "refuse"],
+        "pass",
+        "What happens to fields of a request that are neither in OpenAI's API nor, for its models, in llama-server's: "
+        "they are passed on, dropped, or the request is refused.",
+    )
     drain_timeout: float = key(toml.DurationOrZero, 25.0, "Time for running requests to finish when the daemon stops.")
 
 

@@ -34,6 +34,7 @@ from accelerd.gateway.front_page import front_page
 from accelerd.gateway.health import OK, DeviceHealth, full_health, wants_full
 from accelerd.gateway.held_bodies import HeldBodies
 from accelerd.gateway.inference_request import InferenceRequest
+from accelerd.gateway.known_fields import OPENAI, with_known_fields
 from accelerd.gateway.preflight import preflight
 from accelerd.gateway.relay import Relay
 from accelerd.gateway.request_body import (
@@ -303,6 +304,8 @@ class Gateway:
             facts = RequestFacts(request.path, info, brings, body, request.headers.get(SESSION_HEADER))
             asked = InferenceRequest(self.router.target(facts), body, kind, facts)
             name = asked.target.model
+            if self._settings.unknown_parameters != "pass" and request.path in OPENAI:
+                self._check_fields(asked)
             if isinstance(info, OllamasBody) and info.is_empty() and asked.target.translation is not None:
                 return self._prepare(request, connection, asked, relay, info.keep())
             self._forwarder.start(asked, relay)
@@ -326,6 +329,14 @@ class Gateway:
         if request.path in MONITORED:
             return self.monitor.respond(request, connection)
         return self._show(request) if request.path == SHOW else self._pull(request)
+
+    def _check_fields(self, asked: InferenceRequest) -> None:
+        """Drop the fields that are not in the API, or AccelError; those of a variant are the user's own."""
+        variant = self.router.variant(asked.path, asked.info.model)
+        own = [] if variant is None else [field[0] for field, _ in (*variant.set, *variant.default)]
+        engine = self.router.directory.models[asked.target.model].engine
+        refuse = self._settings.unknown_parameters == "refuse"
+        asked.original_body = with_known_fields(asked.original_body, asked.path, engine, own, refuse=refuse)
 
     async def _learn(
         self, request: HttpRequest, connection: ClientConnection, relay: Relay, remotes: Sequence[str]
