@@ -11,6 +11,7 @@ import pytest
 from accelerd.config.model import ModelSpec, Route, ServerSettings
 from accelerd.engines.base import Dialect, LaunchPlan, Traits
 from accelerd.engines.llama_server.dialect import DIALECT
+from accelerd.gateway import engine_monitor
 from tests.gateway.bench import ALL, SECRET, SSE_HEAD, Bench, Speaker, bench, chunk, on_both_loops, plain
 from tests.gateway.client import chat
 
@@ -132,12 +133,15 @@ async def test_monitors_load_nothing(tmp_path: Path, path: str) -> None:
 
 
 @on_both_loops
-async def test_the_engine_of_a_loaded_model_answers_monitors_and_they_hold_nothing(tmp_path: Path) -> None:
+async def test_the_engine_of_a_loaded_model_answers_monitors_and_they_hold_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What was read a moment ago is not asked for again: an engine that is always asked cannot see who has gone."""
     async with bench(tmp_path, models=MODELS, others=OTHERS) as b, await b.client() as client:
         monitored(b)
         assert (await client.ask(body=chat("coder"))).status == 200
         before = b.scheduler.snapshot("org/coder:q4").history
+        monkeypatch.setattr(engine_monitor, "FRESH", 3600.0)
         b.engine.says(plain(b"llamacpp:requests_processing 0\n", kind="text/plain; version=0.0.4"))
         for _ in range(3):
             answer = await client.ask("GET", "/metrics?model=coder")
@@ -149,6 +153,11 @@ async def test_the_engine_of_a_loaded_model_answers_monitors_and_they_hold_nothi
         heads = [one.head.split(b"\r\n") for one in b.engine.requests[1:]]
         assert [one[0] for one in heads] == [b"GET /metrics HTTP/1.1", b"GET /slots?fail_on_no_slot=1 HTTP/1.1"]
         assert all(f"Authorization: Bearer {SECRET}".encode() in one for one in heads)
+        monkeypatch.setattr(engine_monitor, "FRESH", -1.0)
+        asked = len(b.engine.requests)
+        b.engine.says(plain(b"llamacpp:requests_processing 1\n", kind="text/plain; version=0.0.4"))
+        assert (await client.ask("GET", "/metrics?model=coder")).body == b"llamacpp:requests_processing 1\n"
+        assert len(b.engine.requests) == asked + 1
         assert b.leases("org/coder:q4") == 0
         assert b.scheduler.snapshot("org/coder:q4").history == before
 

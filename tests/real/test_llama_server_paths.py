@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness import Answer, Daemon, DaemonFactory, UnixConnection, exchange
+from tests.harness import Answer, Daemon, DaemonFactory, UnixConnection, eventually, exchange
 from tests.models import SHORT_REPLY, make_model
 from tests.real.test_gateway import engine_of
 
@@ -30,7 +30,7 @@ def daemon(llama_server: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
     model = make_model(directory / "models", reply=SHORT_REPLY, ctx=2048)
     toml = f"[engines.llama-server]\nbinary = {json.dumps(llama_server)}\n[defaults]\nthreads = 1\ncontext = 2048\n"
     extra = json.dumps(["--pooling", "mean", "--metrics"])
-    for name, more in (("coder", ""), ("asleep", ""), ("vectors", "embeddings = true\n")):
+    for name, more in (("coder", ""), ("asleep", ""), ("late", ""), ("vectors", "embeddings = true\n")):
         toml += f"[models.{name}]\npath = {json.dumps(str(model))}\nextra_args = {extra}\n{more}"
     with DaemonFactory(directory) as factory:
         daemon = factory.start(toml)
@@ -90,15 +90,16 @@ def test_a_running_engine_is_read_and_none_is_started(daemon: Daemon) -> None:
 
 
 def test_what_a_monitor_reads_does_not_keep_a_model_loaded(daemon: Daemon) -> None:
-    before = daemon.status("coder")["idle"]
+    before = eventually(lambda: daemon.status("coder")["idle"], "it idles")
     for path in ("/props", "/slots", "/metrics", "/lora-adapters"):
         assert daemon.send("GET", f"{path}?model=coder").status == 200
     assert daemon.status("coder")["idle"] >= before
 
 
 def test_the_tokens_of_a_model_that_is_not_loaded_load_it(daemon: Daemon) -> None:
-    assert daemon.send("POST", "/tokenize", {"model": "asleep", "content": "good day"}).json()["tokens"]
-    assert daemon.state("asleep") == "ready"
+    assert daemon.state("late") == "stopped"
+    assert daemon.send("POST", "/tokenize", {"model": "late", "content": "good day"}).json()["tokens"]
+    assert daemon.state("late") == "ready"
 
 
 def test_everything_else_that_the_engine_has_is_below_its_models_name(daemon: Daemon) -> None:
@@ -112,4 +113,4 @@ def test_everything_else_that_the_engine_has_is_below_its_models_name(daemon: Da
     assert stream.body.endswith(b"data: [DONE]\n\n")
     assert daemon.send("POST", "/upstream/coder/lora-adapters", []).json() == {"success": True}
     assert daemon.send("POST", "/upstream/coder/slots/0?action=erase", {}).status == 501
-    assert daemon.status("coder")["leases"] == 0
+    eventually(lambda: daemon.status("coder")["leases"] == 0, "released")
