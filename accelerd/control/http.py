@@ -6,7 +6,7 @@ long as the client listens. Never served on a TCP port; the gateway lets nobody 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs
 
@@ -15,12 +15,12 @@ import msgspec
 from accelerd.base.errors import AccelError
 from accelerd.base.events import DaemonState, DaemonStateChanged
 from accelerd.base.names import CONTROL_PREFIX
-from accelerd.control import status
+from accelerd.control import openapi, status
 from accelerd.control.api import ControlApi
 from accelerd.control.event_feed import KINDS, EventFeed, EventsLost
 from accelerd.control.jobs import Job
 from accelerd.control.models import Claimed
-from accelerd.control.operations import Operation, parse
+from accelerd.control.operations import Kind, Operation, parse
 from accelerd.control.router_paths import RouterPaths
 from accelerd.policy.pins import PinChanged, PinEnd
 
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from aiohttp import web  # loaded with the first control request: it is large
 
 OWNER: Final = "the control socket"
-METHODS: Final = {"look": "GET", "action": "POST", "job": "POST", "claim": "POST", "stream": "GET"}
+METHODS: Final[Mapping[Kind, str]] = {"look": "GET", "action": "POST", "job": "POST", "claim": "POST", "stream": "GET"}
 NDJSON: Final = "application/x-ndjson"
+OPENAPI: Final = f"{CONTROL_PREFIX}/openapi.json"
 
 Query = dict[str, str]
 
@@ -51,6 +52,8 @@ class HttpControl:
         if not path.startswith(CONTROL_PREFIX + "/"):
             return await self._router_paths.answer(request, path)
         operation = self._api.operations.get(path[len(CONTROL_PREFIX) + 1 :])
+        if path == OPENAPI and request.method == "GET":
+            return _json(openapi.document(self._api.operations, METHODS, NDJSON))
         if operation is None:
             raise AccelError("not_found", f"there is no control route {path[:200]!r}")
         method = METHODS[operation.kind]

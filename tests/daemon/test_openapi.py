@@ -45,6 +45,19 @@ def test_the_document_is_valid_and_the_same_on_both_sockets(daemon: Daemon, tmp_
     assert daemon.control("GET", "/openapi.json").json() == answer.json()
 
 
+def test_the_operations_of_the_control_socket_are_described_too(daemon: Daemon, tmp_path: Path) -> None:
+    answer = daemon.control("GET", "openapi.json")
+    assert answer.headers["content-type"] == "application/json"
+    (tmp_path / "control.json").write_bytes(answer.body)
+    tool(tmp_path, "openapi_spec_validator", "--schema", "3.1", "control.json")
+    found = answer.json()["paths"]
+    assert set(found["/status"]) == {"get"}
+    (load,) = found["/load"].values()
+    assert {"name": "model", "required": True}.items() <= load["parameters"][0].items()
+    assert set(load["responses"]["200"]["content"]) == {"application/x-ndjson"}
+    assert daemon.control("POST", "openapi.json").status == 404
+
+
 def test_schemathesis_finds_nothing_that_the_document_does_not_say(daemon: Daemon, tmp_path: Path) -> None:
     """The same requests every time: valid bodies, and bodies that are wrong in one thing."""
     tool(
