@@ -198,8 +198,8 @@ class DisturbedWorld(World):
         }
 
     def descriptors(self) -> Counter[str]:
-        """What the daemon has open, without numbers and the tags of instances."""
-        pid, found = int(self.service.status()["pid"]), Counter[str]()
+        """What the daemon has open, without numbers and the tags of instances. Asking it would open one more."""
+        pid, found = self.service.main_pid(), Counter[str]()
         sockets = {one.fd: f"socket {one.laddr} {one.status}" for one in psutil.Process(pid).net_connections("all")}
         for entry in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
